@@ -1,0 +1,130 @@
+"""The geometry of a sliding window, on the host in plain integers: conv and pool share it.
+
+A window of size `k` with stride `s` and dilation `d` over an axis of `n` values, `before` and `after`
+of them added by padding, has `(n + before + after - d·(k - 1) - 1) // s + 1` positions; output `o` reads
+the inputs `o·s - before + t·d` for the taps `t = 0 … k-1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from xpnn.errors import ShapeError
+
+Sizes = int | tuple[int, ...]
+Padding = str | int | tuple[int, ...] | tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One checked geometry: everything is a tuple with one entry for each spatial axis."""
+
+    n: tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    out: tuple[int, ...]
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The size of the input with its padding."""
+        return tuple(n + a + b for n, (a, b) in zip(self.n, self.pads, strict=True))
+
+    def taps(self) -> list[tuple[int, ...]]:
+        """The taps of the window in row-major order."""
+        return list(product(*(range(k) for k in self.size)))
+
+    def inside(self, tap: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The outputs for which `tap` falls on a real input, and these inputs, as slices.
+
+        With them padding need not exist: it is what no slice names.
+        """
+        outputs, inputs = [], []
+        for t, n, s, d, (before, _), out in zip(
+            tap, self.n, self.stride, self.dilation, self.pads, self.out, strict=True
+        ):
+            low = max(0, -(-(before - t * d) // s))
+            high = max(low, min(out, (n - 1 + before - t * d) // s + 1))
+            start = low * s - before + t * d
+            outputs.append(slice(low, high))
+            inputs.append(slice(start, start + max(0, (high - low - 1) * s + 1) if high > low else start, s))
+        return tuple(outputs), tuple(inputs)
+
+    def covers(self, outputs: tuple[slice, ...]) -> bool:
+        """Whether these slices are all the outputs."""
+        return all(s.start == 0 and s.stop == out for s, out in zip(outputs, self.out, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def window(
+    op: str,
+    n: tuple[int, ...],
+    size: Sizes,
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+    ceil_mode: bool = False,
+) -> Window:
+    """Check a geometry and work out its output size; remembered, so that a step pays for it once."""
+    axes = len(n)
+    size, stride, dilation = (
+        each(op, name, value, axes) for name, value in (("window", size), ("stride", stride), ("dilation", dilation))
+    )
+    pads = _pads(op, padding, n, size, stride, dilation)
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
+    out = []
+    for axis, (m, (before, after), r, s) in enumerate(zip(n, pads, reach, stride, strict=True)):
+        room = m + before + after - r
+        if room < 0:
+            raise ShapeError(
+                f"{op}: a window of {size}{f' with dilation {dilation}' if max(dilation) > 1 else ''} is "
+                f"larger than its input of {n}{f' with padding {pads}' if any(map(any, pads)) else ''} "
+                f"on spatial axis {axis}; use a smaller window, more padding (padding='same') or fewer pools"
+            )
+        positions = room // s + 1
+        if ceil_mode and room % s and positions * s < m + before:  # PyTorch: no window starts in the padding
+            positions += 1
+        out.append(positions)
+    return Window(n, size, stride, dilation, pads, tuple(out))
+
+
+def each(op: str, name: str, value: Sizes, axes: int, least: int = 1) -> tuple[int, ...]:
+    """One integer for each spatial axis, from one for all or from a tuple."""
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes or not all(isinstance(v, int) and v >= least for v in values):
+        raise ShapeError(
+            f"{op}: {name}={value!r}; expected an integer ≥ {least}, or {axes} of them, one a spatial axis"
+        )
+    return values
+
+
+def _pads(
+    op: str,
+    padding: Padding,
+    n: tuple[int, ...],
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, int], ...]:
+    """The padding before and after each axis."""
+    if padding == "valid":
+        return ((0, 0),) * len(n)
+    if padding == "same":  # ceil(n / s) outputs, the odd one at the end, as in Keras
+        totals = [
+            max((-(-m // s) - 1) * s + d * (k - 1) + 1 - m, 0)
+            for m, k, s, d in zip(n, size, stride, dilation, strict=True)
+        ]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    if isinstance(padding, int):
+        padding = (padding,) * len(n)
+    if isinstance(padding, tuple) and len(padding) == len(n):
+        pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+        if all(len(p) == 2 and all(isinstance(v, int) and v >= 0 for v in p) for p in pairs):
+            return pairs  # type: ignore[return-value]
+    raise ShapeError(
+        f"{op}: padding={padding!r}; expected 'valid', 'same', an integer ≥ 0, a tuple of {len(n)} integers "
+        f"(one a spatial axis) or of {len(n)} pairs (before, after)"
+    )
