@@ -15,7 +15,7 @@ class NumPyBackend(Backend):
     """NumPy arrays; the BLAS that NumPy was built with does the matrix products."""
 
     name: ClassVar[str] = "numpy"
-    column_bytes: ClassVar[int] = 1 << 20  # a block of columns and its products stay in the second-level cache
+    column_bytes: int = 1 << 20  # a block of columns and its products stay in the second-level cache
 
     @classmethod
     def why_unavailable(cls) -> str | None:
@@ -32,7 +32,7 @@ class NumPyBackend(Backend):
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """`x` itself."""
-        return np.asarray(x)
+        return np.asarray(self.checked(x))
 
     def describe(self) -> dict[str, Any]:
         """Versions, BLAS and its threads."""

@@ -47,7 +47,8 @@ class Stream:
         """Normal numbers of mean 0 (Box, Muller, 1958)."""
         pairs = (self.words(0, 2 * prod(shape)) >> np.uint64(11)).reshape(2, -1).astype(np.float64) * 2.0**-53
         radius: NDArray[np.float64] = deviation * np.sqrt(-2 * np.log1p(-pairs[0]))
-        return (radius * np.cos(2 * pi * pairs[1])).reshape(shape)
+        values: NDArray[np.float64] = radius * np.cos(2 * pi * pairs[1])
+        return values.reshape(shape)
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """The numbers 0 … n-1 in random order."""

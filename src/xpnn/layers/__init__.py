@@ -42,4 +42,10 @@ REGISTRY: dict[str, type[Layer]] = {
     )
 }  # fmt: skip
 
-__all__ = [*REGISTRY, "REGISTRY", "Container", "Draw", "Layer", "Run"]
+__all__ = [
+    "ELU", "GELU", "REGISTRY", "AvgPool1D", "AvgPool2D", "AvgPool3D", "BatchNorm", "Container", "Conv1D", "Conv2D",
+    "Conv3D", "ConvTranspose1D", "ConvTranspose2D", "ConvTranspose3D", "Dense", "Draw", "Dropout", "Flatten",
+    "GlobalAvgPool", "GlobalMaxPool", "GroupNorm", "Layer", "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool1D",
+    "MaxPool2D", "MaxPool3D", "Parallel", "ReLU", "Reshape", "Residual", "Run", "Sequential", "SiLU", "Sigmoid",
+    "Softmax", "Tanh",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
 
@@ -72,16 +72,14 @@ class Reshape(Layer):
     def shape(self, in_shape: Shape) -> Shape:
         """`(...) → target`."""
         size, known = prod(in_shape), prod(n for n in self.target if n != -1)
-        holes = self.target.count(-1)
         target = tuple(size // max(known, 1) if n == -1 else n for n in self.target)
-        if holes > 1 or any(n < 1 for n in target) or prod(target) != size:
+        if self.target.count(-1) > 1 or any(n < 1 for n in target) or prod(target) != size:
             raise ShapeError(f"samples of shape {in_shape} hold {size} values, which do not fill {self.target}")
         return target
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """A view where the backend can make one."""
-        xp = namespace("reshape", x=x)
-        in_shape = tuple(x.shape)
+        xp, in_shape = namespace("reshape", x=x), tuple(x.shape)
         y = xp.reshape(x, (in_shape[0], *self.shape(in_shape[1:])))
 
         def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -94,4 +92,4 @@ class Reshape(Layer):
 class Flatten(Reshape):
     """All values of a sample in one row: `(N, *spatial, C) → (N, H·W·C)`, channels fastest."""
 
-    target: ClassVar[tuple[int, ...]] = (-1,)  # type: ignore[misc]
+    target: tuple[int, ...] = field(default=(-1,), init=False)

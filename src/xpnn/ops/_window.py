@@ -33,6 +33,11 @@ class Window:
         """The size of the input with its padding."""
         return tuple(n + a + b for n, (a, b) in zip(self.n, self.pads, strict=True))
 
+    @property
+    def disjoint(self) -> bool:
+        """Whether no input lies under two windows."""
+        return all(d * (k - 1) < s for k, s, d in zip(self.size, self.stride, self.dilation, strict=True))
+
     def taps(self) -> list[tuple[int, ...]]:
         """The taps of the window in row-major order."""
         return list(product(*(range(k) for k in self.size)))

@@ -71,7 +71,7 @@ def conv(
 
     def rows(block: _Block) -> Array:
         y = ops.matmul(columns.gather(padded, block), transposed)
-        return y if offset is None else y + offset
+        return y if offset is None else xpx.at(y)[...].add(offset)  # the product is ours: in place
 
     y = columns.join([rows(block) for block in columns.blocks()])
 

@@ -56,21 +56,22 @@ def max_pool(
     y = _first(xp, x, w)
     for (outputs, inputs), covers in taps:
         under = x[_full(inputs)]
-        if covers:
-            y = xp.maximum(y, under)
-        else:
-            y = xpx.at(y)[_full(outputs)].set(xp.maximum(y[_full(outputs)], under))
+        larger = xp.maximum(y[_full(outputs)], under)
+        y = larger if covers else xpx.at(y)[_full(outputs)].set(larger)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None]:
         if not input_gradient:
             return (None,)
         dx = xp.zeros_like(x)
         free = xp.ones(y.shape, dtype=xp.bool, device=device(x))  # windows whose maximum is still to come
-        for (outputs, inputs), _ in taps:
+        for (outputs, inputs), covers in taps:
             outputs, inputs = _full(outputs), _full(inputs)
-            hit = (x[inputs] == y[outputs]) & free[outputs]
-            free = xpx.at(free)[outputs].set(free[outputs] & ~hit)
-            dx = xpx.at(dx)[inputs].add(xp.where(hit, dy[outputs], 0.0))
+            open_ = free if covers else free[outputs]
+            hit = (x[inputs] == y[outputs]) & open_
+            free = free ^ hit if covers else xpx.at(free)[outputs].set(open_ ^ hit)
+            place = xpx.at(dx)[inputs]
+            share = xp.where(hit, dy[outputs], 0.0)
+            dx = place.set(share) if w.disjoint else place.add(share)
         return (dx,)
 
     return y, backward

@@ -1,0 +1,37 @@
+"""The command `xpnn`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from xpnn.cli import backends, train
+from xpnn.errors import NonFiniteError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (usage)."""
+    from xpnn import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="xpnn",
+        description="Train convolutional networks with the same layers on NumPy, CuPy and other array libraries.",
+        epilog="Try it: xpnn train",
+    )
+    parser.add_argument("--version", action="version", version=f"xpnn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (train, backends):
+        command.add_to(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except NonFiniteError as e:
+        print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, RuntimeError, OSError) as e:  # bad input: the message says what to do
+        print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"xpnn {arguments.command}: interrupted", file=sys.stderr)
+        return 130

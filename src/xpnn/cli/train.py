@@ -1,0 +1,205 @@
+"""`xpnn train`: from a data set to a trained network, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from xpnn import backend as backends
+from xpnn import data, models, optim
+from xpnn.cli.progress import progress
+from xpnn.train import Callback, Trainer
+
+OPTIMIZERS: dict[str, optim.Optimizer] = {
+    "sgd": optim.SGD(lr=0.05, momentum=0.9),
+    "rmsprop": optim.RMSprop(lr=1e-3),
+    "adam": optim.Adam(lr=2e-3),
+    "adamw": optim.AdamW(lr=2e-3),
+}
+SCHEDULES: dict[str, optim.Schedule] = {
+    "constant": optim.Constant(),
+    "step": optim.Step(epochs=2, factor=0.3),
+    "cosine": optim.Cosine(),
+    "warm-up": optim.WarmUp(steps=100, after=optim.Cosine()),
+    "one-cycle": optim.OneCycle(),
+    "on-plateau": optim.OnPlateau(factor=0.3, patience=1),
+}
+RECIPES: dict[str, dict[str, Any]] = {  # what a data set is trained with unless the command line says otherwise
+    "digits": {"model": "tiny-cnn", "epochs": 20, "batch_size": 32},
+    "mnist": {"model": "small-cnn", "epochs": 3, "batch_size": 128},
+}
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network and say how good it is",
+        description="Train a network on real data and report its accuracy on images it has not seen.",
+        epilog="Examples: xpnn train    xpnn train --backend cupy --dataset mnist --data-dir ~/mnist --out runs/first",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    quiet = {"default": argparse.SUPPRESS}
+    parser.add_argument("--backend", **quiet, help="who computes: numpy, cupy, … (`xpnn backends` lists them) or auto")
+    parser.add_argument("--device", **quiet, help="which device, in the words of the backend, e.g. cuda:1")
+    parser.add_argument("--dataset", default="digits", choices=list(RECIPES), help="what to train on")
+    parser.add_argument("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
+    parser.add_argument("--model", **quiet, choices=list(models.MODELS), help="the network (default: the data set's)")
+    parser.add_argument("--epochs", **quiet, type=_count, help="how often to go through the data")
+    parser.add_argument("--batch-size", **quiet, type=_count, help="images a step")
+    parser.add_argument("--optimizer", default="sgd", choices=list(OPTIMIZERS), help="how weights are moved")
+    parser.add_argument("--lr", **quiet, type=_rate, help="largest learning rate (default: the optimizer's)")
+    parser.add_argument("--schedule", default="one-cycle", choices=list(SCHEDULES), help="of the learning rate")
+    parser.add_argument("--seed", default=0, type=int, help="of weights, order and dropout")
+    parser.add_argument("--limit", **quiet, type=_count, metavar="N", help="train on the first N images only")
+    parser.add_argument("--out", **quiet, type=Path, metavar="DIR", help="write summary, metrics and weights there")
+    parser.add_argument("--target-accuracy", **quiet, type=_share, metavar="X", help="exit with 1 below it")
+    parser.add_argument("--json", action="store_true", help="print nothing but the summary, as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, evaluate, write and report."""
+    given = vars(arguments)
+    recipe = RECIPES[arguments.dataset] | given
+    stream = sys.stderr if arguments.json else sys.stdout
+    backend = backends.get(given.get("backend"), given.get("device"))
+    dataset = data.load(arguments.dataset, given.get("data_dir"))
+    limit = given.get("limit", len(dataset.train_labels))
+    images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
+    trainer = Trainer(
+        models.get(recipe["model"], len(dataset.classes)),
+        optimizer=_optimizer(arguments.optimizer, given.get("lr")),
+        schedule=SCHEDULES[arguments.schedule],
+        backend=backend,
+        seed=arguments.seed,
+    ).build(images.shape[1:])
+    parameters = sum(w.size for w in trainer.weights.values())
+    callbacks: list[Callback] = [progress(stream)]
+    folder = None
+    if "out" in given:
+        folder = _new_folder(arguments.out)
+        callbacks.append(Metrics(folder / "metrics.jsonl"))
+    print(
+        f"{recipe['model']} ({parameters:,} parameters) on {arguments.dataset}: {len(labels):,} images to train on, "
+        f"{len(dataset.test_labels):,} to test; backend {backend.name}, device {backend.device}",
+        file=stream,
+    )
+
+    test = dataset.test_images, dataset.test_labels
+    begun = time.perf_counter()
+    history = trainer.fit(
+        images, labels, epochs=recipe["epochs"], batch_size=recipe["batch_size"], validation_data=test,
+        callbacks=callbacks,
+    )  # fmt: skip
+    seconds = time.perf_counter() - begun
+    tested, trained = trainer.evaluate(*test), trainer.evaluate(images, labels)
+    summary = {
+        "test_accuracy": tested["accuracy"],
+        "test_loss": tested["loss"],
+        "train_accuracy": trained["accuracy"],
+        "seconds": seconds,
+        "images_per_second": len(labels) * len(history) / sum(record["seconds"] for record in history),
+        "parameters": parameters,
+        "dataset": arguments.dataset,
+        "model": recipe["model"],
+        "epochs": recipe["epochs"],
+        "batch_size": recipe["batch_size"],
+        "optimizer": repr(trainer.optimizer),
+        "schedule": repr(trainer.schedule),
+        "seed": arguments.seed,
+        "backend": backend.describe(),
+        "versions": _versions(),
+    }
+    _report(summary, stream)
+    if folder:
+        trainer.save(folder / "state.safetensors")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {folder}: summary.json, metrics.jsonl, state.safetensors", file=stream)
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+    target = given.get("target_accuracy")
+    if target is not None and tested["accuracy"] < target:
+        print(f"xpnn train: test accuracy {tested['accuracy']:.4f} is below the target {target}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Metrics(Callback):
+    """One JSON line an epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_epoch(self, fit: Any, record: dict[str, Any]) -> None:
+        """Add the line."""
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(record) + "\n")
+
+
+def _optimizer(name: str, lr: float | None) -> optim.Optimizer:
+    from dataclasses import replace
+
+    return OPTIMIZERS[name] if lr is None else replace(OPTIMIZERS[name], lr=lr)
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make the folder of a run before training, so that no result is lost for want of one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise OSError(f"--out {folder}: cannot write there ({e.strerror}); choose a folder that you may write to") from e
+    if any(folder.iterdir()):
+        raise ValueError(f"--out {folder}: the folder is not empty, and a run would mix with what it holds; choose another")
+    return folder
+
+
+def _report(summary: dict[str, Any], stream: TextIO) -> None:
+    print(
+        f"test accuracy {summary['test_accuracy']:.4f}  test loss {summary['test_loss']:.4f}  "
+        f"train accuracy {summary['train_accuracy']:.4f}  "
+        f"{summary['seconds']:.1f} s  {summary['images_per_second']:,.0f} images/s",
+        file=stream,
+    )
+
+
+def _versions() -> dict[str, str]:
+    import numpy as np
+
+    from xpnn import __version__
+
+    return {"xpnn": __version__, "python": platform.python_version(), "numpy": np.__version__}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

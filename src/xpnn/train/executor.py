@@ -1,0 +1,139 @@
+"""The executor: how a training step is placed on the machine. The layers know nothing of it.
+
+This is the plain one, which every backend has: whole batches, eager, one op after the other. A backend brings
+its own where it can do better (`Backend.executor`): a compiled step, pieces on threads, a captured graph.
+
+A step is a pure function: state, batch, masks and scalars go in, state and metrics come out. All weights lie
+in one flat vector, and so do the gradient and each moment of the optimizer, so that an update is a handful of
+calls; layers see them as a tree of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnn.layers.base import Layer, Run
+from xpnn.losses import Loss
+from xpnn.ops._array import Array
+from xpnn.optim import Optimizer
+from xpnn.random import Stream
+
+if TYPE_CHECKING:
+    from xpnn.backend import Backend
+
+State = dict[str, Any]
+"""On the device: `weights` (flat), `moments` {name: flat}, `stats` {path: array}, `finite` (0-d bool)."""
+HostState = dict[str, Any]
+"""On the host: `weights` and `stats` {path: array}, `moments` {name: {path: array}}."""
+
+
+class Executor:
+    """Carries out steps of one model with one loss and one optimizer on one backend."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        in_shape: tuple[int, ...],
+        dtype: str,
+    ) -> None:
+        self.backend, self.model, self.loss, self.optimizer, self.dtype = backend, model, loss, optimizer, dtype
+        weights, _ = model.init(in_shape, Stream(0, "sizes"))
+        self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
+        self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
+
+    def load(self, host: HostState) -> State:
+        """Copy a state from the host to the device."""
+        asarray, zeros = self.backend.asarray, {path: np.zeros(shape) for path, shape in self.shapes.items()}
+        return {
+            "weights": self._flat(host["weights"]),
+            "moments": {name: self._flat(host["moments"].get(name, zeros)) for name in self.optimizer.moments},
+            "stats": {path: asarray(a, self.dtype, copy=True) for path, a in host["stats"].items()},
+            "finite": asarray(np.asarray(True)),
+        }
+
+    def save(self, state: State) -> HostState:
+        """Copy a state from the device to the host."""
+        return {
+            "weights": self._tree(np.array(self.backend.to_numpy(state["weights"]))),
+            "moments": {name: self._tree(np.array(self.backend.to_numpy(m))) for name, m in state["moments"].items()},
+            "stats": {path: np.array(self.backend.to_numpy(a)) for path, a in state["stats"].items()},
+        }
+
+    def scalars(self, divisor: float, lr: float, step: int) -> Array:
+        """All that changes from step to step as one vector: what the gradient is scaled by, then the optimizer's."""
+        scale = 1 / divisor if divisor else 0.0  # a batch of ignored labels alone moves nothing
+        return self.backend.asarray(np.asarray([scale, *self.optimizer.scalars(lr, step)]), self.dtype)
+
+    def step(
+        self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
+    ) -> tuple[State, Array]:
+        """Forward, backward and update; consumes `state`.
+
+        Returns:
+            The new state and the metrics of the batch before the update: `[sum of the loss, right answers,
+            finite]`. Where loss or weights are not finite, this update and all later ones do nothing.
+        """
+        xp, ops = self.backend.xp, self.backend.ops
+        run = Run(ops, training=True, draws=draws)
+        scores, stats, backward = self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
+        loss, loss_backward = self.loss(ops, scores, targets, self.constants)
+        _, gradients = backward(loss_backward(scalars[0])[0], input_gradient=False)
+        gradient = xp.concat([xp.reshape(gradients[path], (-1,)) for path in self.shapes])
+        weights, moments = self.optimizer.update(
+            ops, state["weights"], self.optimizer.clip(ops, gradient), state["moments"], scalars[1:]
+        )
+        finite = state["finite"] & xp.isfinite(loss) & xp.all(xp.isfinite(weights))
+        new = {
+            "weights": xp.where(finite, weights, state["weights"]),
+            "moments": {name: xp.where(finite, m, state["moments"][name]) for name, m in moments.items()},
+            "stats": {path: xp.where(finite, a, state["stats"][path]) for path, a in stats.items()},
+            "finite": finite,
+        }
+        return new, self._metrics(loss, scores, targets, finite)
+
+    def evaluate(self, state: State, images: Array, targets: Array) -> Array:
+        """The metrics of a batch, without training: `[sum of the loss, right answers, finite]`."""
+        scores = self.predict(state, images)
+        loss, _ = self.loss(self.backend.ops, scores, targets, self.constants)
+        return self._metrics(loss, scores, targets, self.backend.xp.isfinite(loss))
+
+    def predict(self, state: State, images: Array) -> Array:
+        """The model's output for a batch."""
+        run = Run(self.backend.ops)
+        return self.model.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
+
+    def first_not_finite(self, state: State, images: Array, draws: Mapping[str, Array]) -> tuple[str, Layer] | None:
+        """Replay the forward pass of a step and find the first layer whose output is not finite."""
+        xp, found = self.backend.xp, list[tuple[str, Layer]]()
+
+        def watch(path: str, layer: Layer, y: Array) -> None:
+            if not found and not bool(xp.all(xp.isfinite(y))):
+                found.append((path, layer))
+
+        run = Run(self.backend.ops, training=True, draws=draws, watch=watch)
+        self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
+        return found[0] if found else None
+
+    def _metrics(self, loss: Array, scores: Array, targets: Array, finite: Array) -> Array:
+        xp, right = self.backend.xp, self.loss.correct(scores, targets)
+        correct = xp.zeros_like(loss) if right is None else xp.sum(xp.astype(right, loss.dtype))
+        return xp.stack([loss, correct, xp.astype(finite, loss.dtype)])
+
+    def _flat(self, tree: Mapping[str, Any]) -> Array:
+        rows = [np.asarray(tree[path], dtype=self.dtype).reshape(-1) for path in self.shapes]
+        return self.backend.asarray(np.concatenate(rows) if rows else np.zeros(0, self.dtype), copy=True)
+
+    def _tree(self, flat: Array) -> dict[str, Array]:
+        tree, start = {}, 0
+        for path, shape in self.shapes.items():
+            size = prod(shape)
+            tree[path] = self.backend.xp.reshape(flat[start : start + size], shape)
+            start += size
+        return tree

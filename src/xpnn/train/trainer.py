@@ -1,0 +1,431 @@
+"""The trainer: epochs, order, masks, schedule and metrics around an executor.
+
+It lives on the host and never touches a device array but through the executor; between two log lines it waits
+for nothing on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpnn import backend as backends
+from xpnn import losses
+from xpnn.backend import Backend
+from xpnn.data.batches import ArrayBatches, Door, IterableBatches
+from xpnn.errors import BackendError, NonFiniteError, ShapeError
+from xpnn.layers.base import Layer
+from xpnn.ops._array import Array
+from xpnn.optim import SGD, Constant, Optimizer, Progress, Schedule
+from xpnn.random import Stream
+from xpnn.train.callbacks import Callback
+from xpnn.train.executor import Executor, HostState, State
+
+Record = dict[str, Any]
+Source = ArrayBatches | IterableBatches
+
+
+class Trainer:
+    """Trains, evaluates and applies one model on one backend.
+
+    Args:
+        model: a layer, most often `Sequential`.
+        loss: a name ("cross_entropy", "nll", "mse", "huber", "binary_cross_entropy") or a loss of `xpnn.losses`.
+        optimizer: default `SGD(lr=0.05, momentum=0.9)`.
+        schedule: of the learning rate, default constant.
+        backend: a backend, its name, `"auto"`, or None for `XPNN_BACKEND`, else `"auto"`.
+        device: which device, in the words of the backend's library.
+        seed: the same seed gives the same weights, order and masks on every backend.
+        dtype: "float32" or "float64"; images are cast to it.
+
+    Raises:
+        BackendError: the backend is unknown or cannot be used here.
+        ValueError: model and loss do not go together.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: str | losses.Loss = "cross_entropy",
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
+        *,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        seed: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        if not isinstance(model, Layer):
+            raise TypeError(f"model is a {type(model).__name__}; expected a layer, e.g. Sequential([...])")
+        self.model = model
+        self.loss = losses.get(loss)
+        self.loss.check_model(model)
+        self.optimizer = optimizer or SGD(lr=0.05, momentum=0.9)
+        self.schedule = schedule or Constant()
+        self.backend = backends.get(backend, device)
+        self.seed = seed
+        if dtype not in ("float32", "float64") or not self.backend.supports(dtype):
+            raise BackendError(
+                f"dtype={dtype!r}: the backend {self.backend.name!r} on {self.backend.device} computes in "
+                f"{' and '.join(d for d in ('float32', 'float64') if self.backend.supports(d))}"
+                + (" (JAX: set JAX_ENABLE_X64=1)" if dtype == "float64" and self.backend.name == "jax" else "")
+            )
+        self.dtype = dtype
+        self.step = 0
+        self.samples = 0
+        self.history: list[Record] = []
+        self.in_shape: tuple[int, ...] | None = None
+        self._state: State | None = None
+
+    # What it holds
+
+    def build(self, in_shape: Sequence[int]) -> Trainer:
+        """Draw the initial weights for samples of shape `in_shape`; the first `fit` does it by itself."""
+        in_shape = tuple(in_shape)
+        if self.in_shape is None:
+            self.model.shape(in_shape)  # raises where a layer does not fit
+            weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
+            self._load(in_shape, {"weights": weights, "stats": stats, "moments": {}})
+        elif self.in_shape != in_shape:
+            raise ShapeError(
+                f"samples have shape {in_shape}, but this model was built for {self.in_shape}; "
+                "bring them to that size, or make a new Trainer"
+            )
+        return self
+
+    @property
+    def weights(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of the weights on the host, by path."""
+        weights: dict[str, np.ndarray[Any, Any]] = self.host_state()["weights"]
+        return weights
+
+    @property
+    def stats(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of the running statistics on the host, by path."""
+        stats: dict[str, np.ndarray[Any, Any]] = self.host_state()["stats"]
+        return stats
+
+    @cached_property
+    def executor(self) -> Executor:
+        """What carries out the steps."""
+        if self.in_shape is None:
+            raise RuntimeError("the trainer has no weights yet: call fit, build(in_shape) or load_weights first")
+        return self.backend.executor(self.model, self.loss, self.optimizer, self.in_shape, self.dtype)
+
+    def host_state(self) -> HostState:
+        """A copy of weights, statistics and moments on the host."""
+        executor = self.executor
+        assert self._state is not None
+        return executor.save(self._state)
+
+    def _load(self, in_shape: tuple[int, ...], host: HostState) -> None:
+        self.in_shape = in_shape
+        self._state = self.executor.load(host)
+
+    # What it does
+
+    def fit(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 128,
+        validation_data: Any = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> list[Record]:
+        """Train; a second call goes on from the first.
+
+        Args:
+            images: `(N, H, W, C)`, or a re-iterable source of batches `(images, labels)`.
+            labels: `(N,)` integers, or targets shaped like the model's output, as the loss asks for.
+            epochs: how often to go through the data.
+            batch_size: samples a step (for arrays; a source has its own).
+            validation_data: `(images, labels)` or a source, evaluated after each epoch.
+            callbacks: objects that are told of the moments of training.
+
+        Returns:
+            One record an epoch: `epoch, loss, accuracy, validation_loss, validation_accuracy, lr, seconds,
+            images_per_second`. All records of this trainer are in `history`.
+
+        Raises:
+            ShapeError: data that do not fit the model, the loss or each other.
+            NonFiniteError: data or loss are not finite; the weights are those before the step.
+        """
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ValueError(f"epochs={epochs!r}; expected an integer ≥ 0")
+        source = self._source(images, labels, batch_size)
+        validation = None
+        if validation_data is not None:
+            pair = isinstance(validation_data, tuple) and len(validation_data) == 2
+            x, y = validation_data if pair else (validation_data, None)
+            validation = self._source(x, y, batch_size)
+        fit, records, callbacks = Fit(self, source, epochs), [], tuple(callbacks)
+        for callback in callbacks:
+            callback.on_begin(fit)
+        for _ in range(epochs):
+            record = self._epoch(fit, callbacks)
+            if validation is not None:
+                record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
+            fit.losses.append(record["validation_loss" if validation else "loss"])
+            self.history.append(record)
+            records.append(record)
+            for callback in callbacks:
+                callback.on_epoch(fit, record)
+        for callback in callbacks:
+            callback.on_end(fit)
+        return records
+
+    def evaluate(self, images: Any, labels: Any = None, *, batch_size: int = 256) -> dict[str, float]:
+        """Loss and, where answers can be right or wrong, accuracy over a data set; arguments as in `fit`."""
+        return self._evaluate(self._source(images, labels, batch_size))
+
+    def predict(self, images: Any, *, batch_size: int = 256) -> Any:
+        """The model's output for each sample, as the caller's kind of array.
+
+        Args:
+            images: `(N, H, W, C)`, a NumPy array or one of this trainer's backend.
+            batch_size: samples computed at a time.
+        """
+        x = self._door.images(images)
+        self.build(x.shape[1:])
+        xp, executor = self.backend.xp, self.executor
+        parts = [
+            executor.predict(self._state, x[i : i + batch_size, ...])  # type: ignore[arg-type]
+            for i in range(0, max(x.shape[0], 1), batch_size)
+        ]
+        y = parts[0] if len(parts) == 1 else xp.concat(parts)
+        return y if self.backend.owns(images) else self.backend.to_numpy(y)
+
+    # Files
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole state to a safetensors file: weights, statistics, moments, counters and description."""
+        self._write(path, whole=True)
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write weights and statistics to a safetensors file that PyTorch loads as it is."""
+        self._write(path, whole=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backend: str | Backend | None = None,
+        device: str | None = None,
+        custom_layers: Sequence[type[Layer]] = (),
+    ) -> Trainer:
+        """A trainer as `save` left it, on any backend.
+
+        Raises:
+            FileFormatError: not such a file, damaged, or with layers that are not in `custom_layers`.
+        """
+        from xpnn.train import checkpoint
+
+        return checkpoint.load(cls, path, backend, device, custom_layers)
+
+    def load_weights(self, path: str | Path, in_shape: Sequence[int] | None = None) -> Trainer:
+        """Take weights and statistics from a file of `save_weights`, `save` or PyTorch.
+
+        Args:
+            path: a safetensors file whose names and shapes are those of this model.
+            in_shape: shape of a sample, where the trainer was not built and the file does not tell it.
+        """
+        from xpnn.train import checkpoint
+
+        checkpoint.load_weights(self, path, in_shape)
+        return self
+
+    def _write(self, path: str | Path, whole: bool) -> None:
+        from xpnn.train import checkpoint
+
+        checkpoint.save(self, path, whole)
+
+    # How it does it
+
+    @cached_property
+    def _door(self) -> Door:
+        return Door(self.backend, self.dtype, self.loss)
+
+    def _source(self, images: Any, labels: Any, batch_size: int) -> Source:
+        if labels is not None:
+            x = self._door.images(images)
+            self.build(x.shape[1:])
+            return ArrayBatches(self._door, x, labels, self.model.shape(self.in_shape or ()), batch_size)
+        if hasattr(images, "shape"):
+            raise TypeError("images came without labels; give both, or a source of batches (images, labels)")
+        if not hasattr(images, "__iter__"):
+            raise TypeError(f"a {type(images).__name__} is neither arrays nor a source of batches (images, labels)")
+        if self.in_shape is None and iter(images) is not images:
+            first = next(iter(images), None)
+            if isinstance(first, tuple | list) and len(first) == 2:
+                self.build(self._door.images(first[0]).shape[1:])
+        return IterableBatches(self._door, images, self.model.shape(self.in_shape) if self.in_shape else ())
+
+    def _epoch(self, fit: Fit, callbacks: Iterable[Callback]) -> Record:
+        order = fit.begin_epoch()
+        for images, targets, host in fit.source.epoch(order):
+            lr = self.optimizer.lr * self.schedule(fit.progress)
+            scalars = self.executor.scalars(self.loss.divisor(host), lr, self.step + 1)
+            draws = self._draws(self.samples, len(host))
+            assert self._state is not None
+            self._state, metrics = self.executor.step(self._state, images, targets, draws, scalars)
+            self.step += 1
+            self.samples += len(host)
+            fit.add(metrics, host, lr)
+            for callback in callbacks:
+                callback.on_step(fit)
+        return fit.end_epoch()
+
+    def _draws(self, first: int, samples: int) -> Mapping[str, Array]:
+        """The masks of a step, by the number of each sample since training began."""
+        stream = Stream(self.seed, "draws")
+        return {
+            d.path: self.backend.asarray(stream.child(d.path).mask(first, samples, d.shape, d.probability))
+            for d in self.model.draws(self.in_shape or ())
+        }
+
+    def _evaluate(self, source: Source) -> dict[str, float]:
+        assert self._state is not None
+        total = Total(self)
+        for images, targets, host in source.epoch():
+            total.add(self.executor.evaluate(self._state, images, targets), host)
+        return total.means()
+
+
+@dataclass
+class Total:
+    """Metrics added up: they stay on the device until somebody asks."""
+
+    trainer: Trainer
+    waiting: list[Array] = field(default_factory=list)
+    sums: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(3))
+    steps: int = 0
+    divisor: float = 0.0
+    counted: int = 0
+
+    def add(self, metrics: Array, host: np.ndarray[Any, Any]) -> None:
+        """One batch."""
+        loss = self.trainer.loss
+        self.waiting.append(metrics)
+        self.steps += 1
+        self.divisor += loss.divisor(host)
+        self.counted += loss.counted(host)
+
+    def fetch(self) -> np.ndarray[Any, Any]:
+        """`[sum of the loss, right answers, finite steps]`; waits for the device."""
+        if self.waiting:
+            backend = self.trainer.backend
+            rows = backend.to_numpy(backend.xp.stack(self.waiting)).astype(np.float64)
+            rows[np.cumprod(rows[:, 2]) == 0] = 0  # from the first step that is not finite nothing was done
+            self.sums, self.waiting = self.sums + rows.sum(axis=0), []
+        return self.sums
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and, where answers can be right or wrong, accuracy."""
+        loss, right, finite = self.fetch()
+        if finite < self.steps:
+            loss = np.nan
+        means = {"loss": float(loss / self.divisor) if self.divisor else 0.0}
+        if self.trainer.loss.answers:
+            means["accuracy"] = float(right / self.counted) if self.counted else 0.0
+        return means
+
+
+class Fit:
+    """One call of `fit` under way: what callbacks may look at.
+
+    Attributes:
+        trainer: whose it is.
+        epochs: epochs that there will be.
+        epoch: the one under way, from 1.
+        steps: steps an epoch, or None where the source does not tell.
+        step: steps done in this epoch.
+        lr: learning rate of the last step.
+        seconds: since the epoch began.
+        images: trained in this epoch.
+    """
+
+    def __init__(self, trainer: Trainer, source: Source, epochs: int) -> None:
+        self.trainer, self.source, self.epochs = trainer, source, epochs
+        self.epoch = self.step = self.done = self.images = 0
+        self.lr = 0.0
+        self.losses: list[float] = []
+        try:
+            self.steps: int | None = len(source)
+        except TypeError:
+            self.steps = None
+
+    @property
+    def progress(self) -> Progress:
+        """What a schedule sees."""
+        total = None if self.steps is None else self.steps * self.epochs
+        return Progress(self.done, total, self.epoch - 1, tuple(self.losses))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the epoch began."""
+        return time.perf_counter() - self._began
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and accuracy of the epoch so far; waits for the device."""
+        return self._total.means()
+
+    def begin_epoch(self) -> np.ndarray[Any, Any] | None:
+        """Draw the order of an epoch."""
+        self.epoch, self.step, self.images = self.epoch + 1, 0, 0
+        self._total, self._began = Total(self.trainer), time.perf_counter()
+        self._first_sample = self.trainer.samples
+        if not isinstance(self.source, ArrayBatches):
+            self._order = None
+        else:
+            stream = Stream(self.trainer.seed, "order", str(len(self.trainer.history)))
+            self._order = stream.permutation(len(self.source.host))
+        return self._order
+
+    def add(self, metrics: Array, host: np.ndarray[Any, Any], lr: float) -> None:
+        """One step is done."""
+        self._total.add(metrics, host)
+        self.step, self.done, self.images, self.lr = self.step + 1, self.done + 1, self.images + len(host), lr
+
+    def end_epoch(self) -> Record:
+        """The record of the epoch; raises where a step was not finite."""
+        finite = int(self._total.fetch()[2])
+        seconds = self.seconds
+        if finite < self._total.steps:
+            self._fallen(finite)
+        return {
+            "epoch": len(self.trainer.history) + 1,
+            **self._total.means(),
+            "lr": self.lr,
+            "seconds": seconds,
+            "images_per_second": self.images / seconds,
+        }
+
+    def _fallen(self, finite: int) -> None:
+        """Take the counters back to the last good step, replay the one that fell, and say where."""
+        trainer, state = self.trainer, self.trainer._state
+        assert state is not None
+        sizes = [len(host) for _, _, host in (self.source.batch(i, self._order) for i in range(finite + 1))]
+        trainer.step -= self._total.steps - finite
+        trainer.samples = self._first_sample + sum(sizes[:-1])
+        images, _, host = self.source.batch(finite, self._order)
+        found = trainer.executor.first_not_finite(state, images, trainer._draws(trainer.samples, len(host)))
+        state["finite"] = trainer.backend.asarray(np.asarray(True))
+        where = (
+            f"the first output that is not finite is that of layer {found[0]} ({found[1]!r})"
+            if found
+            else "every layer's output is finite, the loss or the update is not"
+        )
+        raise NonFiniteError(
+            f"training left the finite numbers at step {trainer.step + 1} (epoch {self.epoch}, batch {finite + 1}): "
+            f"{where}. The weights are those before that step. Use a smaller learning rate than "
+            f"{trainer.optimizer.lr}, or clip the gradient, e.g. {type(trainer.optimizer).__name__}(…, clip_norm=1.0)"
+        )

@@ -1,0 +1,175 @@
+"""What the tests run on: the variants of the backends, and a case placed on one of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from xpnn_numpy import NumPyBackend
+
+from xpnn import backend as backends
+from xpnn import parity
+from xpnn.backend import Backend
+from xpnn.ops import Ops
+
+
+class ReadOnly(np.ndarray):
+    """NumPy whose results cannot be written to, so that a hidden write in place raises.
+
+    Only what is computed from other arrays is read-only; what is made to be filled (`zeros`, a copy) is not.
+    """
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        result = getattr(ufunc, method)(*_plain(inputs), **_plain(options))
+        return result if "out" in options else _read_only(result)
+
+    def __array_function__(self, function, types, args, options):
+        result = function(*_plain(args), **_plain(options))
+        return result if function.__name__.endswith("_like") else _read_only(result)
+
+    def astype(self, *args, **options):
+        return _read_only(self.view(np.ndarray).astype(*args, **options))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ReadOnly):
+        return value.view(np.ndarray)
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.view(ReadOnly)
+        value.flags.writeable = False
+    return value
+
+
+class ReadOnlyBackend(NumPyBackend):
+    def asarray(self, x, dtype=None, *, copy=None):
+        return _read_only(super().asarray(x, dtype, copy=True))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the tests on a backend; `--backend` selects by the name of the backend."""
+
+    name: str
+    backend_name: str
+    make: Callable[[], Backend]
+    x64: bool = False
+    traced: bool = False
+    """Whether cases are compiled as a whole; eager JAX costs 0.4 s for each new shape."""
+
+    @contextmanager
+    def active(self) -> Iterator[Backend]:
+        """The backend, with 64 bits switched on for as long as it is in use."""
+        if not self.x64:
+            yield self.backend
+            return
+        import jax
+
+        with jax.enable_x64(True):
+            yield self.backend
+
+    @cached_property
+    def backend(self) -> Backend:
+        return self.make()
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        if self.traced:  # each compiles anew
+            return ("float64",) if self.x64 else ("float32",)
+        return ("float32", "float64") if self.backend.supports("float64") else ("float32",)
+
+    def takes(self, case: parity.Case) -> bool:
+        """The second fixture of JAX looks for dtypes alone: one case for each op and layer."""
+        return not self.x64 or case is _FIRST[case.subject]
+
+    def replaces(self, case: parity.Case) -> bool:
+        """Whether a kernel of this backend takes part in a case: in place of its op, or of the sums below all ops."""
+        kernels = self.backend.kernels
+        return case.subject in kernels or (case.layer is None and not kernels.keys().isdisjoint(parity.SUMS))
+
+
+_FIRST = {case.subject: case for case in reversed(parity.CASES)}
+
+
+def variants(name: str) -> list[Variant]:
+    """The variants of an installed backend: several for some of ours, one for any other."""
+    cls = backends.find(name)
+    if name == "numpy":
+        return [Variant("numpy", name, cls), Variant("numpy-readonly", name, ReadOnlyBackend)]
+    if name == "strict":  # never on the default device, where mistakes pass
+        return [Variant(n, name, partial(cls, d)) for n, d in (("strict", "device1"), ("strict-no_float64", "no_float64"))]
+    if name == "jax":
+        return [Variant("jax", name, cls, traced=True), Variant("jax-x64", name, cls, traced=True, x64=True)]
+    return [Variant(name, name, cls)]
+
+
+class Placed:
+    """A case on a backend, its arrays brought there.
+
+    Args:
+        case: the case.
+        variant: where.
+        dtype: of its floating arrays.
+        ops: the ops to compute with; default: the backend's own.
+        samples: those of the case's samples that take part.
+        layout: a function that gives an array another layout in memory.
+    """
+
+    def __init__(
+        self,
+        case: parity.Case,
+        variant: Variant,
+        dtype: str,
+        *,
+        ops: Ops | None = None,
+        samples: slice = slice(None),
+        layout: Callable[[Any, Any], Any] = lambda xp, a: a,
+    ) -> None:
+        self.case, self.backend, self.dtype = case, variant.backend, dtype
+        self.ops = ops or self.backend.ops
+        self.host = {k: a[samples] if k in case.batched else a for k, a in case.arrays().items()}
+        dy = parity.expected(case).dy
+        self.host_dy = dy[samples] if dy.ndim else dy
+        self.arrays = {k: None if a is None else layout(self.backend.xp, self.bring(a)) for k, a in self.host.items()}
+        self.dy = layout(self.backend.xp, self.bring(self.host_dy))
+        self._compute = partial(parity.results, case, self.ops)
+        if variant.traced:
+            import jax
+
+            self._compute = jax.jit(self._compute)
+
+    def bring(self, a: np.ndarray) -> Any:
+        return self.backend.asarray(a, self.dtype if a.dtype == np.float64 else None)
+
+    def results(self, **instead: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs and gradients, back on the host, with some of the arrays replaced; checks what all must keep."""
+        arrays = self.arrays | {k: self.bring(a) for k, a in instead.items()}
+        found = self._compute(arrays, self.dy)
+        for name, a in found.items():
+            assert a.dtype == self.dy.dtype, f"{name} has dtype {a.dtype}"
+            assert array_api_compat.device(a) == self.backend.device, f"{name} is on {array_api_compat.device(a)}"
+        return {name: self.backend.to_numpy(a) for name, a in found.items()}
+
+    def judge(self, found: Mapping[str, np.ndarray]) -> None:
+        """Hold results against float64 on NumPy."""
+        judge(self.case, found, self.dtype)
+
+
+def judge(case: parity.Case, found: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Hold results against float64 on NumPy: by `==` in exact cases, else by their ratio."""
+    expected = parity.expected(case)
+    for name, a in found.items():
+        reference = expected.values[name]
+        if case.exact:
+            np.testing.assert_array_equal(a, reference, err_msg=name)
+            continue
+        r, most = parity.ratio(a, reference, expected.yardsticks[name], dtype), parity.bound(expected.terms[name])
+        assert r <= most, f"{name}: r = {r:.3g}, at most {most:.3g} for {expected.terms[name]} terms"
