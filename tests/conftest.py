@@ -1,8 +1,9 @@
 """`pytest --backend NAME`, and the fixtures that run one test on many backends.
 
 A test that asks for `variant`, `backend`, `xp` or `device` runs once on each variant of each backend.
-`@pytest.mark.cases(CASES)` runs it on these cases with each dtype of each variant (`dtype="float32"`: with this
-one only; `replaced=True`: only where the backend has a kernel); it takes `variant`, `dtype` and `case`. `@pytest.mark.eager` leaves out the variants that compile each case.
+`@pytest.mark.cases(CASES)` runs it on these cases as well, with each dtype that a variant has
+(`dtype="float32"`: with this one only); it takes `variant`, `dtype` and `case`.
+`@pytest.mark.eager` leaves out second variants and those that compile each case.
 """
 
 from collections.abc import Iterator
@@ -30,12 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cases(cases, dtype=None, replaced=False): run on these cases on each backend, see conftest.py")
-    config.addinivalue_line("markers", "eager: not run on variants that compile each case")
+    config.addinivalue_line("markers", "cases(cases, dtype=None): run on these cases on each backend")
+    config.addinivalue_line("markers", "eager: not on second variants, nor where each case is compiled")
     chosen = config.getoption("--backend")
-    config.stash[VARIANTS], config.stash[NOT_RUN] = [], {}
-    for name in backends.names():
-        config.stash[NOT_RUN][name] = "not chosen by --backend"
+    config.stash[VARIANTS] = []
+    config.stash[NOT_RUN] = dict.fromkeys(backends.names(), "not chosen by --backend")
     for name in chosen or backends.names():
         reason = why_unavailable(name)
         if reason is None:
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("cases")
     eager = metafunc.definition.get_closest_marker("eager") is not None
-    variants = [v for v in metafunc.config.stash[VARIANTS] if not (eager and v.traced)]
+    variants = [v for v in metafunc.config.stash[VARIANTS] if not eager or (v.full and not v.traced)]
     if marker is None:
         metafunc.parametrize("variant", variants, ids=lambda v: v.name)
         return
@@ -69,7 +69,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for dtype in variant.dtypes
         if marker.kwargs.get("dtype", dtype) == dtype
         for case in filter(variant.takes, marker.args[0])
-        if not marker.kwargs.get("replaced") or variant.replaces(case)
     ]
     metafunc.parametrize(("variant", "dtype", "case"), rows)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import array_api_compat
@@ -61,13 +61,16 @@ class Variant:
     name: str
     backend_name: str
     make: Callable[[], Backend]
+    full: bool = True
+    """False for a second variant, which looks for one thing: it runs the results only, with one dtype."""
     x64: bool = False
+    """Whether 64 bits have to be switched on, for as long as a test runs."""
     traced: bool = False
-    """Whether cases are compiled as a whole; eager JAX costs 0.4 s for each new shape."""
+    """Whether cases are compiled as a whole: eager JAX costs 0.4 s for each new shape."""
 
     @contextmanager
     def active(self) -> Iterator[Backend]:
-        """The backend, with 64 bits switched on for as long as it is in use."""
+        """The backend, ready for use."""
         if not self.x64:
             yield self.backend
             return
@@ -82,12 +85,12 @@ class Variant:
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
-        if self.traced:  # each compiles anew
-            return ("float64",) if self.x64 else ("float32",)
-        return ("float32", "float64") if self.backend.supports("float64") else ("float32",)
+        if self.x64:
+            return ("float64",)
+        return ("float32", "float64") if self.full and self.backend.supports("float64") else ("float32",)
 
     def takes(self, case: parity.Case) -> bool:
-        """The second fixture of JAX looks for dtypes alone: one case for each op and layer."""
+        """In float64 JAX takes one case for each op and layer: dtypes are what it looks for, and compiling is slow."""
         return not self.x64 or case is _FIRST[case.subject]
 
     def replaces(self, case: parity.Case) -> bool:
@@ -100,15 +103,29 @@ _FIRST = {case.subject: case for case in reversed(parity.CASES)}
 
 
 def variants(name: str) -> list[Variant]:
-    """The variants of an installed backend: several for some of ours, one for any other."""
+    """The variants of an installed backend: two for some of ours, one for any other."""
     cls = backends.find(name)
-    if name == "numpy":
-        return [Variant("numpy", name, cls), Variant("numpy-readonly", name, ReadOnlyBackend)]
-    if name == "strict":  # never on the default device, where mistakes pass
-        return [Variant(n, name, partial(cls, d)) for n, d in (("strict", "device1"), ("strict-no_float64", "no_float64"))]
-    if name == "jax":
-        return [Variant("jax", name, cls, traced=True), Variant("jax-x64", name, cls, traced=True, x64=True)]
-    return [Variant(name, name, cls)]
+    first, *second = {
+        "numpy": [Variant(name, name, cls), Variant("numpy-readonly", name, ReadOnlyBackend, full=False)],
+        "strict": [  # never on the default device, where mistakes pass
+            Variant(name, name, partial(cls, "device1")),
+            Variant("strict-no_float64", name, partial(cls, "no_float64"), full=False),
+        ],
+        "jax": [
+            Variant(name, name, cls, traced=True),
+            Variant("jax-x64", name, cls, full=False, traced=True, x64=True),
+        ],
+    }.get(name, [Variant(name, name, cls)])
+    return [first, *second]
+
+
+@cache
+def host_arrays(case: parity.Case) -> dict[str, np.ndarray | None]:
+    arrays = case.arrays()
+    for a in arrays.values():
+        if a is not None:
+            a.flags.writeable = False
+    return arrays
 
 
 class Placed:
@@ -135,37 +152,33 @@ class Placed:
     ) -> None:
         self.case, self.backend, self.dtype = case, variant.backend, dtype
         self.ops = ops or self.backend.ops
-        self.host = {k: a[samples] if k in case.batched else a for k, a in case.arrays().items()}
         dy = parity.expected(case).dy
-        self.host_dy = dy[samples] if dy.ndim else dy
-        self.arrays = {k: None if a is None else layout(self.backend.xp, self.bring(a)) for k, a in self.host.items()}
-        self.dy = layout(self.backend.xp, self.bring(self.host_dy))
+        host = {k: a[samples] if k in case.batched else a for k, a in host_arrays(case).items()}
+        host["dy"] = dy[samples] if dy.ndim else dy
+        self.arrays = {k: None if a is None else layout(self.backend.xp, self._bring(a)) for k, a in host.items()}
+        self.dy = self.arrays.pop("dy")
         self._compute = partial(parity.results, case, self.ops)
         if variant.traced:
             import jax
 
             self._compute = jax.jit(self._compute)
 
-    def bring(self, a: np.ndarray) -> Any:
+    def _bring(self, a: np.ndarray) -> Any:
         return self.backend.asarray(a, self.dtype if a.dtype == np.float64 else None)
 
-    def results(self, **instead: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs and gradients, back on the host, with some of the arrays replaced; checks what all must keep."""
-        arrays = self.arrays | {k: self.bring(a) for k, a in instead.items()}
-        found = self._compute(arrays, self.dy)
+    def results(self) -> dict[str, np.ndarray]:
+        """Outputs and gradients, back on the host; checks what all must keep."""
+        found = self._compute(self.arrays, self.dy)
         for name, a in found.items():
             assert a.dtype == self.dy.dtype, f"{name} has dtype {a.dtype}"
             assert array_api_compat.device(a) == self.backend.device, f"{name} is on {array_api_compat.device(a)}"
         return {name: self.backend.to_numpy(a) for name, a in found.items()}
 
-    def judge(self, found: Mapping[str, np.ndarray]) -> None:
-        """Hold results against float64 on NumPy."""
-        judge(self.case, found, self.dtype)
-
 
 def judge(case: parity.Case, found: Mapping[str, np.ndarray], dtype: str) -> None:
     """Hold results against float64 on NumPy: by `==` in exact cases, else by their ratio."""
     expected = parity.expected(case)
+    assert found.keys() == expected.values.keys()
     for name, a in found.items():
         reference = expected.values[name]
         if case.exact:

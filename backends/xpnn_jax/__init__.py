@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from xpnn.backend import Backend, one_line
+import numpy as np
+
+from xpnn.backend import Backend, one_line, standard_only
 from xpnn.errors import BackendError
+from xpnn.ops._array import Array
+from xpnn.train.executor import Executor
 
 _WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
 
@@ -32,6 +36,14 @@ class JAXBackend(Backend):
         """As `Backend.supports`; 64 bits can be switched on and off at any time."""
         return bool(self._jax.config.jax_enable_x64) if dtype in _WIDE else super().supports(dtype)
 
+    def executor(self, *args: Any, **kwargs: Any) -> Executor:
+        """Compiled steps; `XPNN_KERNELS=standard` for the plain ones."""
+        if standard_only():
+            return super().executor(*args, **kwargs)
+        from xpnn_jax.executor import CompiledExecutor
+
+        return CompiledExecutor(self, *args, **kwargs)
+
     def synchronize(self) -> None:
         """Wait until all arrays are computed: JAX has no call that waits for a device."""
         self._jax.block_until_ready(self._jax.live_arrays())
@@ -46,6 +58,9 @@ class JAXBackend(Backend):
             "x64": bool(self._jax.config.jax_enable_x64),
             "matmul_precision": self._jax.config.jax_default_matmul_precision,
         }
+
+    def _place(self, x: np.ndarray[Any, Any]) -> Array:
+        return self._jax.device_put(x, self.device)  # `jnp.asarray` would compile a cast for each new shape
 
     def _other_dtype(self, dtype: str) -> str:
         if dtype not in _WIDE:

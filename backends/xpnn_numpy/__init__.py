@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpnn.backend import Backend
+from xpnn.backend import Backend, standard_only
+from xpnn.errors import BackendError
 from xpnn.ops._array import Array
+from xpnn.train.executor import Executor
 
 
 class NumPyBackend(Backend):
@@ -25,14 +27,20 @@ class NumPyBackend(Backend):
     def __init__(self, device: str | None = None) -> None:
         super().__init__(device)
         if device not in (None, "cpu"):
-            from xpnn.errors import BackendError
-
             raise BackendError(f"numpy has the device 'cpu' only, not {device!r}; leave --device out")
         self.xp, self.device = xp, "cpu"
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """`x` itself."""
         return np.asarray(self.checked(x))
+
+    def executor(self, *args: Any, **kwargs: Any) -> Executor:
+        """Steps in cache-sized pieces on threads; `XPNN_KERNELS=standard` for the plain ones."""
+        if standard_only():
+            return super().executor(*args, **kwargs)
+        from xpnn_numpy.executor import PiecesExecutor
+
+        return PiecesExecutor(self, *args, **kwargs)
 
     def describe(self) -> dict[str, Any]:
         """Versions, BLAS and its threads."""

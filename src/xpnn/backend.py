@@ -105,7 +105,7 @@ class Backend:
         """
         xp = self.xp
         if isinstance(x, _HOST):
-            return xp.asarray(self._host(x, dtype, bool(copy)), device=self.device)
+            return self._place(self._host(x, dtype, bool(copy)))
         if dtype is not None and not self.supports(dtype):
             raise self._no_dtype(dtype)
         given = None if dtype is None else getattr(xp, dtype)
@@ -158,7 +158,7 @@ class Backend:
         try:
             return Ops({} if standard_only() else self.kernels, self.column_bytes)
         except ValueError as e:
-            raise BackendError(f"the backend {self.name!r} brings {e}") from None
+            raise BackendError(f"the backend {self.name!r}: {e}") from None
 
     def executor(self, *args: Any, **kwargs: Any) -> Executor:
         """What carries out training steps: the plain, eager one unless a backend brings its own."""
@@ -201,6 +201,10 @@ class Backend:
                 raise self._no_dtype(name)
             name = narrow
         return np.array(x, dtype=name, copy=copy or None, order="C" if copy else "K")
+
+    def _place(self, x: np.ndarray[Any, Any]) -> Array:
+        """A host array of a dtype that the device has, on the device; may share its memory."""
+        return self.xp.asarray(x, device=self.device)
 
     def _check_leaves(self, x: Any) -> None:
         for item in x:

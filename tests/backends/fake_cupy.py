@@ -144,7 +144,23 @@ def make(
 
     for name in ("shape", "ndim", "size", "dtype"):
         setattr(ndarray, name, property(lambda self, name=name: getattr(self._a, name)))
-    for name in ("add", "sub", "mul", "truediv", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_"):
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "pow",
+        "matmul",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "and_",
+        "or_",
+        "xor",
+    ):
         f = getattr(operator, name)
         dunder = f"__{name.strip('_')}__"
         setattr(ndarray, dunder, wrap(f))

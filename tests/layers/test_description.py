@@ -171,7 +171,7 @@ def test_custom_layers_takes_classes(wrong):
 
 def test_an_option_that_json_cannot_hold_is_named():
     for wrong in (print, {"a": 1}, np.zeros(2), 1j, b"", {1}):
-        with pytest.raises(TypeError, match="Scale: factor=.*cannot be described in a file"):
+        with pytest.raises(TypeError, match=r"Scale: factor=.*cannot be described in a file"):
             describe(Scale(wrong))
 
 

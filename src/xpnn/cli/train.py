@@ -156,9 +156,13 @@ def _new_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise OSError(f"--out {folder}: cannot write there ({e.strerror}); choose a folder that you may write to") from e
+        raise OSError(
+            f"--out {folder}: cannot write there ({e.strerror}); choose a folder that you may write to"
+        ) from e
     if any(folder.iterdir()):
-        raise ValueError(f"--out {folder}: the folder is not empty, and a run would mix with what it holds; choose another")
+        raise ValueError(
+            f"--out {folder}: the folder is not empty, and a run would mix with what it holds; choose another"
+        )
     return folder
 
 

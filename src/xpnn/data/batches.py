@@ -92,7 +92,8 @@ class ArrayBatches:
 
     def batch(self, index: int, order: np.ndarray[Any, Any] | None = None) -> Batch:
         """One batch; the last of an epoch may be smaller."""
-        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        start = index * self.batch_size
+        part = slice(start, min(start + self.batch_size, len(self.host)))
         if order is None:
             return self.images[part, ...], self.targets[part, ...], self.host[part]
         xp, chosen = self.backend.xp, order[part]

@@ -129,7 +129,7 @@ def _built(description: Any, classes: Mapping[str, type[Layer]], where: str, dep
                 raise _error(where, f"{name}: {n}={_brief(value)}; expected {options[n].type}")
     star = [p.name for p in signature(cls).parameters.values() if p.kind is Parameter.VAR_POSITIONAL]
     try:
-        several = [v for n in star for v in values.pop(n)]
+        several = [v for n in star for v in values.pop(n, ())]
         return cls(*several, **values)
     except Exception as e:
         raise _error(where, f"{name} cannot be made of these options: {e}") from e

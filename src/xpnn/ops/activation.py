@@ -53,9 +53,8 @@ def gelu(ops: Ops, x: Array, *, approximate: str = "none") -> Result:
         slope = cdf + x * xp.exp(-0.5 * x * x) / sqrt(2 * pi)
     elif approximate == "tanh":
         c, k = sqrt(2 / pi), 0.044715
-        t = xp.tanh(c * (x + k * x * x * x))
-        cdf = 0.5 * (1 + t)
-        slope = cdf + 0.5 * x * (1 - t * t) * c * (1 + 3 * k * x * x)
+        cdf = _sigmoid(xp, 2 * c * (x + k * x * x * x))  # (1 + tanh(z))/2 = sigmoid(2·z), without its cancellation
+        slope = cdf + x * cdf * (1 - cdf) * 2 * c * (1 + 3 * k * x * x)
     else:
         raise ShapeError(f"gelu: approximate={approximate!r}; expected 'none' or 'tanh'")
     return x * cdf, _elementwise(lambda dy: dy * slope)

@@ -11,6 +11,7 @@ calls; layers see them as a tree of slices.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,10 @@ class Executor:
         scale = 1 / divisor if divisor else 0.0  # a batch of ignored labels alone moves nothing
         return self.backend.asarray(np.asarray([scale, *self.optimizer.scalars(lr, step)]), self.dtype)
 
+    def session(self) -> AbstractContextManager[Any]:
+        """Entered around many steps: a backend's chance to set the machine up for them."""
+        return nullcontext()
+
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
@@ -81,11 +86,7 @@ class Executor:
             finite]`. Where loss or weights are not finite, this update and all later ones do nothing.
         """
         xp, ops = self.backend.xp, self.backend.ops
-        run = Run(ops, training=True, draws=draws)
-        scores, stats, backward = self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
-        loss, loss_backward = self.loss(ops, scores, targets, self.constants)
-        _, gradients = backward(loss_backward(scalars[0])[0], input_gradient=False)
-        gradient = xp.concat([xp.reshape(gradients[path], (-1,)) for path in self.shapes])
+        gradient, stats, loss, right = self.gradient(state, images, targets, draws, scalars[0])
         weights, moments = self.optimizer.update(
             ops, state["weights"], self.optimizer.clip(ops, gradient), state["moments"], scalars[1:]
         )
@@ -96,13 +97,29 @@ class Executor:
             "stats": {path: xp.where(finite, a, state["stats"][path]) for path, a in stats.items()},
             "finite": finite,
         }
-        return new, self._metrics(loss, scores, targets, finite)
+        return new, xp.stack([loss, right, xp.astype(finite, loss.dtype)])
+
+    def gradient(
+        self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
+    ) -> tuple[Array, dict[str, Array], Array, Array]:
+        """Forward and backward.
+
+        Returns:
+            The flat gradient of `scale` times the sum of the loss, the new statistics, the sum of the loss and
+            the number of right answers.
+        """
+        run = Run(self.backend.ops, training=True, draws=draws)
+        scores, stats, backward = self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
+        loss, loss_backward = self.loss(self.backend.ops, scores, targets, self.constants)
+        _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
+        flat = self.backend.xp.concat([self.backend.xp.reshape(gradients[path], (-1,)) for path in self.shapes])
+        return flat, stats, loss, self._right(scores, targets, loss)
 
     def evaluate(self, state: State, images: Array, targets: Array) -> Array:
         """The metrics of a batch, without training: `[sum of the loss, right answers, finite]`."""
-        scores = self.predict(state, images)
+        xp, scores = self.backend.xp, self.predict(state, images)
         loss, _ = self.loss(self.backend.ops, scores, targets, self.constants)
-        return self._metrics(loss, scores, targets, self.backend.xp.isfinite(loss))
+        return xp.stack([loss, self._right(scores, targets, loss), xp.astype(xp.isfinite(loss), loss.dtype)])
 
     def predict(self, state: State, images: Array) -> Array:
         """The model's output for a batch."""
@@ -121,10 +138,9 @@ class Executor:
         self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
         return found[0] if found else None
 
-    def _metrics(self, loss: Array, scores: Array, targets: Array, finite: Array) -> Array:
+    def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
         xp, right = self.backend.xp, self.loss.correct(scores, targets)
-        correct = xp.zeros_like(loss) if right is None else xp.sum(xp.astype(right, loss.dtype))
-        return xp.stack([loss, correct, xp.astype(finite, loss.dtype)])
+        return xp.zeros_like(loss) if right is None else xp.sum(xp.astype(right, loss.dtype))
 
     def _flat(self, tree: Mapping[str, Any]) -> Array:
         rows = [np.asarray(tree[path], dtype=self.dtype).reshape(-1) for path in self.shapes]

@@ -125,7 +125,7 @@ def write(
             "dtype": np.result_type(*kept).name if kept else "float32",
             "moments": None if moments is None else list(moments),
             "meta": dict(meta),
-            "tensors": {n: _digest(_CODES[a.dtype.name], a.shape, a.tobytes()) for n, a in arrays.items()},
+            "tensors": {n: _digest(_CODES[a.dtype.name], a.shape, a.reshape(-1).data) for n, a in arrays.items()},
         },
         default=_plain,
     )
@@ -200,6 +200,13 @@ def load_weights(
         tensors = {n: t for n, t in tensors.items() if n in places.all or not n.startswith("optimizer.")}
     _match(path, places, tensors)
     return _arrays(path, places, tensors)
+
+
+def in_shape(path: PathLike) -> Shape | None:
+    """The shape of one sample that a file was written for; None where it does not tell, like PyTorch's."""
+    _, header = _parse(path)
+    shape = (header or {}).get("in_shape")
+    return tuple(shape) if _is_list(shape, int) else None
 
 
 def differences(model: Layer, in_shape: Shape) -> list[str]:
@@ -499,7 +506,7 @@ def _compared(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
     """Where names and shapes differ, a few lines for each kind of difference; empty where they do not."""
     kinds = {
         "missing": [f"{n} {s}" for n, s in wanted.items() if n not in found],
-        "not in the model": [f"{n} {s}" for n, s in found.items() if n not in wanted],
+        "not in the model": [f"{n} {found[n]}" for n in sorted(found.keys() - wanted.keys())],
         "of another shape": [
             f"{n} {found[n]}, the model has {s}" for n, s in wanted.items() if n in found and found[n] != s
         ],
@@ -533,7 +540,7 @@ def _parse(path: PathLike) -> tuple[dict[str, _Tensor], dict[str, Any] | None]:
     data = _bytes(path)
     _check_start(path, data)
     try:
-        tensors = {name: _Tensor(t["dtype"], tuple(t["shape"]), bytes(t["data"])) for name, t in rust.deserialize(data)}
+        tensors = {name: _Tensor(t["dtype"], tuple(t["shape"]), t["data"]) for name, t in rust.deserialize(data)}
     except safetensors.SafetensorError as e:
         if (end := _end(data)) > len(data):
             _cut_short(path, end, len(data))
@@ -667,8 +674,10 @@ def _drop_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _digest(dtype: str, shape: Iterable[int], data: bytes) -> str:
-    return sha256(f"{dtype} {list(shape)} ".encode() + data).hexdigest()
+def _digest(dtype: str, shape: Iterable[int], data: bytes | memoryview) -> str:
+    digest = sha256(f"{dtype} {list(shape)} ".encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def _is_list(value: Any, kind: type) -> bool:

@@ -19,11 +19,12 @@ from xpnn import backend as backends
 from xpnn import losses
 from xpnn.backend import Backend
 from xpnn.data.batches import ArrayBatches, Door, IterableBatches
-from xpnn.errors import BackendError, NonFiniteError, ShapeError
+from xpnn.errors import NonFiniteError, ShapeError
 from xpnn.layers.base import Layer
 from xpnn.ops._array import Array
 from xpnn.optim import SGD, Constant, Optimizer, Progress, Schedule
 from xpnn.random import Stream
+from xpnn.train import checkpoint
 from xpnn.train.callbacks import Callback
 from xpnn.train.executor import Executor, HostState, State
 
@@ -70,12 +71,9 @@ class Trainer:
         self.schedule = schedule or Constant()
         self.backend = backends.get(backend, device)
         self.seed = seed
-        if dtype not in ("float32", "float64") or not self.backend.supports(dtype):
-            raise BackendError(
-                f"dtype={dtype!r}: the backend {self.backend.name!r} on {self.backend.device} computes in "
-                f"{' and '.join(d for d in ('float32', 'float64') if self.backend.supports(d))}"
-                + (" (JAX: set JAX_ENABLE_X64=1)" if dtype == "float64" and self.backend.name == "jax" else "")
-            )
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype={dtype!r}; expected 'float32' or 'float64'")
+        self.backend.asarray([], dtype)  # raises, with the backend's own remedy, where the device lacks it
         self.dtype = dtype
         self.step = 0
         self.samples = 0
@@ -91,7 +89,7 @@ class Trainer:
         if self.in_shape is None:
             self.model.shape(in_shape)  # raises where a layer does not fit
             weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
-            self._load(in_shape, {"weights": weights, "stats": stats, "moments": {}})
+            self.restore(in_shape, {"weights": weights, "stats": stats, "moments": {}})
         elif self.in_shape != in_shape:
             raise ShapeError(
                 f"samples have shape {in_shape}, but this model was built for {self.in_shape}; "
@@ -124,7 +122,8 @@ class Trainer:
         assert self._state is not None
         return executor.save(self._state)
 
-    def _load(self, in_shape: tuple[int, ...], host: HostState) -> None:
+    def restore(self, in_shape: tuple[int, ...], host: HostState) -> None:
+        """Take over a state from the host, for samples of shape `in_shape`."""
         self.in_shape = in_shape
         self._state = self.executor.load(host)
 
@@ -170,9 +169,10 @@ class Trainer:
         for callback in callbacks:
             callback.on_begin(fit)
         for _ in range(epochs):
-            record = self._epoch(fit, callbacks)
-            if validation is not None:
-                record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
+            with self.executor.session():
+                record = self._epoch(fit, callbacks)
+                if validation is not None:
+                    record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
             fit.losses.append(record["validation_loss" if validation else "loss"])
             self.history.append(record)
             records.append(record)
@@ -184,7 +184,9 @@ class Trainer:
 
     def evaluate(self, images: Any, labels: Any = None, *, batch_size: int = 256) -> dict[str, float]:
         """Loss and, where answers can be right or wrong, accuracy over a data set; arguments as in `fit`."""
-        return self._evaluate(self._source(images, labels, batch_size))
+        source = self._source(images, labels, batch_size)
+        with self.executor.session():
+            return self._evaluate(source)
 
     def predict(self, images: Any, *, batch_size: int = 256) -> Any:
         """The model's output for each sample, as the caller's kind of array.
@@ -195,11 +197,11 @@ class Trainer:
         """
         x = self._door.images(images)
         self.build(x.shape[1:])
-        xp, executor = self.backend.xp, self.executor
-        parts = [
-            executor.predict(self._state, x[i : i + batch_size, ...])  # type: ignore[arg-type]
-            for i in range(0, max(x.shape[0], 1), batch_size)
-        ]
+        n, xp, executor, state = x.shape[0], self.backend.xp, self.executor, self._state
+        assert state is not None
+        starts = range(0, max(n, 1), batch_size)
+        with executor.session():
+            parts = [executor.predict(state, x[i : min(i + batch_size, n), ...]) for i in starts]
         y = parts[0] if len(parts) == 1 else xp.concat(parts)
         return y if self.backend.owns(images) else self.backend.to_numpy(y)
 
@@ -207,11 +209,11 @@ class Trainer:
 
     def save(self, path: str | Path) -> None:
         """Write the whole state to a safetensors file: weights, statistics, moments, counters and description."""
-        self._write(path, whole=True)
+        checkpoint.save(self, path, whole=True)
 
     def save_weights(self, path: str | Path) -> None:
         """Write weights and statistics to a safetensors file that PyTorch loads as it is."""
-        self._write(path, whole=False)
+        checkpoint.save(self, path, whole=False)
 
     @classmethod
     def load(
@@ -227,26 +229,20 @@ class Trainer:
         Raises:
             FileFormatError: not such a file, damaged, or with layers that are not in `custom_layers`.
         """
-        from xpnn.train import checkpoint
-
         return checkpoint.load(cls, path, backend, device, custom_layers)
 
     def load_weights(self, path: str | Path, in_shape: Sequence[int] | None = None) -> Trainer:
-        """Take weights and statistics from a file of `save_weights`, `save` or PyTorch.
+        """Take weights and statistics from a file of `save_weights`, `save` or PyTorch; the optimizer begins anew.
 
         Args:
             path: a safetensors file whose names and shapes are those of this model.
             in_shape: shape of a sample, where the trainer was not built and the file does not tell it.
-        """
-        from xpnn.train import checkpoint
 
+        Raises:
+            FileFormatError: not such a file, or names and shapes are not the model's: it lists what differs.
+        """
         checkpoint.load_weights(self, path, in_shape)
         return self
-
-    def _write(self, path: str | Path, whole: bool) -> None:
-        from xpnn.train import checkpoint
-
-        checkpoint.save(self, path, whole)
 
     # How it does it
 

@@ -1,0 +1,136 @@
+"""Steps in pieces on threads.
+
+Where a sample's result is its own, a batch is cut into at most 8 lanes and each lane into pieces whose largest
+activation fits the second-level cache; threads take whole lanes. Cut and order of the sums depend on model,
+input and batch size alone, so the bits are the same for any number of threads. BLAS is held to one thread
+meanwhile, for the pieces are its parallel work.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from itertools import pairwise
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+
+from xpnn.layers.containers import Container
+from xpnn.ops._array import Array
+from xpnn.train.executor import Executor, State
+
+LANES = 8
+PIECE_BYTES = 1 << 20
+
+
+class PiecesExecutor(Executor):
+    """The plain executor, its forward and backward cut into lanes and pieces."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        in_shape = args[4] if len(args) > 4 else kwargs["in_shape"]
+        sizes = [prod(in_shape)]
+        if isinstance(self.model, Container):
+            sizes += [prod(layer.shape(shape)) for _, layer, shape in self.model.walk(in_shape)]
+        self.piece = max(1, PIECE_BYTES // (max(sizes) * np.dtype(self.dtype).itemsize))
+        self.pieces = self.model.per_sample
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite."""
+        with np.errstate(all="ignore"), _one_blas_thread() if self.pieces else nullcontext():
+            yield
+
+    def gradient(
+        self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
+    ) -> tuple[Array, dict[str, Array], Array, Array]:
+        """As the plain one: the lanes' sums, added in their order."""
+        whole = super().gradient
+        if not self.pieces:
+            return whole(state, images, targets, draws, scale)
+
+        def part(start: int, stop: int) -> tuple[Array, Array, Array]:
+            masks = {path: mask[start:stop] for path, mask in draws.items()}
+            flat, _, loss, right = whole(state, images[start:stop], targets[start:stop], masks, scale)
+            return flat, loss, right
+
+        flat, loss, right = self._in_lanes(part, len(images))
+        return flat, {}, loss, right
+
+    def predict(self, state: State, images: Array) -> Array:
+        """As the plain one, piece by piece."""
+        whole = super().predict
+        if not self.pieces or len(images) <= self.piece:
+            return whole(state, images)
+        cuts = [*range(0, len(images), self.piece), len(images)]
+        parts = _pool().map(lambda cut: whole(state, images[cut[0] : cut[1]]), pairwise(cuts))
+        return np.concatenate(list(parts))
+
+    def _in_lanes(self, part: Callable[[int, int], tuple[Array, Array, Array]], n: int) -> tuple[Array, ...]:
+        """The sum of `part(start, stop)` over the pieces of each lane, then over the lanes."""
+        lanes = min(LANES, -(-n // self.piece))
+        bounds = [n * lane // lanes for lane in range(lanes + 1)]
+
+        def lane(bound: tuple[int, int]) -> tuple[Array, Array, Array]:
+            with np.errstate(all="ignore"):  # holds for one thread
+                cuts = [*range(bound[0], bound[1], self.piece), bound[1]]
+                return _summed(part(a, b) for a, b in pairwise(cuts))
+
+        return _summed(map(lane, pairwise(bounds)) if lanes == 1 else _pool().map(lane, pairwise(bounds)))
+
+
+def threads() -> int:
+    """How many threads to use: `XPNN_THREADS`, else the cores that the process may use."""
+    given = os.environ.get("XPNN_THREADS", "")
+    if given and not (given.isdecimal() and int(given)):
+        raise ValueError(f"XPNN_THREADS={given!r}; expected a positive integer")
+    return int(given) if given else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _summed(parts: Iterator[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    flat, loss, right = next(parts)
+    for more in parts:
+        flat += more[0]  # the first part's gradient is ours
+        loss, right = loss + more[1], right + more[2]
+    return flat, loss, right
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), thread_name_prefix="xpnn")
+
+
+class _Blas:
+    """BLAS's own threads, taken away by the first who enters and given back by the last who leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.limiter = threading.Lock(), 0, cast(Any, None)
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limiter = _controller().limit(limits=1, user_api="blas")
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.limiter.restore_original_limits()
+
+
+@cache
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()  # finding the libraries takes a while: once is enough
+
+
+_one_blas_thread = _Blas().one_thread

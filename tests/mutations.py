@@ -1,0 +1,124 @@
+"""Does the suite notice when the code is wrong? `python tests/mutations.py [NAME …]`
+
+Each mutation changes one place in a copy of the sources and runs the tests of the maths and of training on NumPy
+against the copy: they must fail. The unchanged copy must pass. Exit status 1 where one survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = ["tests/test_cases.py", "tests/layers", "tests/ops", "tests/optim", "tests/train"]
+
+MUTATIONS = {  # what goes wrong: file, the code, what it becomes
+    "conv kernel flipped": (
+        "src/xpnn/ops/convolution.py",
+        "    matrix = xp.reshape(weight, (groups, c_out // groups, -1))",
+        "    matrix = xp.reshape(xp.flip(weight, axis=1), (groups, c_out // groups, -1))",
+    ),
+    "conv weights never updated": (
+        "src/xpnn/layers/conv.py",
+        '{"weight": dweight}',
+        '{"weight": dweight * 0}',
+    ),
+    "conv bias gradient dropped": (
+        "src/xpnn/ops/convolution.py",
+        "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None",
+        "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None",
+    ),
+    "dense bias gradient dropped": (
+        "src/xpnn/ops/linear.py",
+        "else ops.total(d, 0)",
+        "else 0 * ops.total(d, 0)",
+    ),
+    "ReLU mask forgotten": (
+        "src/xpnn/ops/activation.py",
+        "lambda dy: xp.where(y > 0, dy, 0.0)",
+        "lambda dy: dy",
+    ),
+    "tied maxima all get the gradient": (
+        "src/xpnn/ops/pool.py",
+        "hit = (x[inputs] == y[outputs]) & open_",
+        "hit = x[inputs] == y[outputs]",
+    ),
+    "max-pool padded with 0": (
+        "src/xpnn/ops/pool.py",
+        "    y = _first(xp, x, w)\n",
+        "    y = _first(xp, x, w)\n    y = xp.clip(y, 0.0) if any(map(any, w.pads)) else y\n",
+    ),
+    "biased variance into the running one": (
+        "src/xpnn/ops/norm.py",
+        "(momentum * n / (n - 1)) * var",
+        "momentum * var",
+    ),
+    "stride and dilation swapped": (
+        "src/xpnn/ops/convolution.py",
+        'w = window("conv", tuple(x.shape[1:-1]), kernel, stride, padding, dilation)',
+        'w = window("conv", tuple(x.shape[1:-1]), kernel, dilation, padding, stride)',
+    ),
+    "KH and KW swapped": (
+        "src/xpnn/ops/convolution.py",
+        "c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])",
+        "c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])[::-1]",
+    ),
+    "softmax gradient not divided by N": (
+        "src/xpnn/train/executor.py",
+        "scale = 1 / divisor if divisor else 0.0",
+        "scale = 1.0",
+    ),
+    "weight decay applied twice": (
+        "src/xpnn/optim/optimizers.py",
+        "weights - (lr * weight_decay) * weights",
+        "weights - (2 * lr * weight_decay) * weights",
+    ),
+    "the last piece of a lane left out": (
+        "backends/xpnn_numpy/executor.py",
+        "cuts = [*range(bound[0], bound[1], self.piece), bound[1]]",
+        "cuts = [*range(bound[0], bound[1], self.piece), bound[1]][: 2 if lanes > 1 else None]",
+    ),
+}
+
+
+def main(names: list[str]) -> int:
+    chosen = {"(unchanged)": None} | {name: MUTATIONS[name] for name in names or MUTATIONS}
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(chosen, pool.map(fails, chosen.values()), strict=True))
+    good = True
+    for name, (failed, tail) in results.items():
+        fine = failed is (chosen[name] is not None)
+        good &= fine
+        print(f"{'ok  ' if fine else 'BAD '} {name}: {'caught' if failed else 'passes'} {'' if fine else tail}")
+    print(f"{sum(f for f, _ in results.values())} of {len(chosen) - 1} mutations caught")
+    return 0 if good else 1
+
+
+def fails(mutation: tuple[str, str, str] | None) -> tuple[bool, str]:
+    """Whether the suite fails on a copy with the mutation."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("src", "backends"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutation:
+            file, old, new = mutation
+            text = (copy / file).read_text(encoding="utf-8")
+            if text.count(old) != 1:
+                return False, f"\n{file} holds {text.count(old)} times: {old}"
+            (copy / file).write_text(text.replace(old, new), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(copy / part) for part in ("src", "backends")),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "XPNN_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--backend", "numpy", "-p", "no:cacheprovider", *TESTS]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return done.returncode == 1, "\n" + "\n".join(done.stdout.splitlines()[-15:]) + done.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
