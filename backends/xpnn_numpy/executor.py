@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any, cast
@@ -38,7 +38,7 @@ class PiecesExecutor(Executor):
         if isinstance(self.model, Container):
             sizes += [prod(layer.shape(shape)) for _, layer, shape in self.model.walk(in_shape)]
         self.piece = max(1, PIECE_BYTES // (max(sizes) * np.dtype(self.dtype).itemsize))
-        self.pieces = self.model.per_sample
+        self.pieces, self.threads = self.model.per_sample, threads()
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -68,8 +68,12 @@ class PiecesExecutor(Executor):
         if not self.pieces or len(images) <= self.piece:
             return whole(state, images)
         cuts = [*range(0, len(images), self.piece), len(images)]
-        parts = _pool().map(lambda cut: whole(state, images[cut[0] : cut[1]]), pairwise(cuts))
-        return np.concatenate(list(parts))
+
+        def piece(cut: tuple[int, int]) -> Array:
+            with np.errstate(all="ignore"):
+                return whole(state, images[cut[0] : cut[1]])
+
+        return np.concatenate(list(_pool(self.threads).map(piece, pairwise(cuts))))
 
     def _in_lanes(self, part: Callable[[int, int], tuple[Array, Array, Array]], n: int) -> tuple[Array, ...]:
         """The sum of `part(start, stop)` over the pieces of each lane, then over the lanes."""
@@ -77,11 +81,11 @@ class PiecesExecutor(Executor):
         bounds = [n * lane // lanes for lane in range(lanes + 1)]
 
         def lane(bound: tuple[int, int]) -> tuple[Array, Array, Array]:
-            with np.errstate(all="ignore"):  # holds for one thread
+            with np.errstate(all="ignore"):  # the session's holds for its own thread only
                 cuts = [*range(bound[0], bound[1], self.piece), bound[1]]
                 return _summed(part(a, b) for a, b in pairwise(cuts))
 
-        return _summed(map(lane, pairwise(bounds)) if lanes == 1 else _pool().map(lane, pairwise(bounds)))
+        return _summed(map(lane, pairwise(bounds)) if lanes == 1 else _pool(self.threads).map(lane, pairwise(bounds)))
 
 
 def threads() -> int:
@@ -101,12 +105,15 @@ def _summed(parts: Iterator[tuple[Array, Array, Array]]) -> tuple[Array, Array, 
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads(), thread_name_prefix="xpnn")
+def _pool(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, thread_name_prefix="xpnn")
 
 
 class _Blas:
-    """BLAS's own threads, taken away by the first who enters and given back by the last who leaves."""
+    """BLAS's own threads, taken away by the first who enters and given back by the last who leaves.
+
+    Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them.
+    """
 
     def __init__(self) -> None:
         self.lock, self.inside, self.limiter = threading.Lock(), 0, cast(Any, None)
@@ -116,21 +123,24 @@ class _Blas:
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.limiter = _controller().limit(limits=1, user_api="blas")
+                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas")).result()
         try:
             yield
         finally:
             with self.lock:
                 self.inside -= 1
                 if not self.inside:
-                    self.limiter.restore_original_limits()
+                    self.keeper.submit(self.limiter.restore_original_limits).result()
 
+    @cached_property
+    def keeper(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="xpnn-blas")
 
-@cache
-def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController
+    @cached_property
+    def controller(self) -> Any:
+        from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()  # finding the libraries takes a while: once is enough
+        return ThreadpoolController()  # finding the libraries takes a while: once is enough
 
 
 _one_blas_thread = _Blas().one_thread

@@ -38,8 +38,9 @@ class StrictBackend(Backend):
             xp.set_array_api_strict_flags(api_version=STANDARD)
         self.xp = xp
         self._host_device = xp.Device("CPU_DEVICE")
+        self._name = device or "CPU_DEVICE"
         try:
-            self.device = xp.Device(device or "CPU_DEVICE")
+            self.device = xp.Device(self._name)
         except ValueError:
             known = ", ".join(map(str, xp.__array_namespace_info__().devices()))
             raise BackendError(f"array_api_strict has no device {device!r}; it has {known}") from None
@@ -51,6 +52,7 @@ class StrictBackend(Backend):
     def describe(self) -> dict[str, Any]:
         """Version, and the version of the standard."""
         return super().describe() | {
+            "device": self._name,
             "array_api_strict": self.xp.__version__,
             "standard": self.xp.get_array_api_strict_flags()["api_version"],
         }

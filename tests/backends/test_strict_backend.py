@@ -39,6 +39,7 @@ def test_importing_pins_nothing(flags):
 def test_devices(device):
     backend = xpnn.backend.get("strict", device)
     assert backend.device == strict.Device(device or "CPU_DEVICE")
+    assert backend.describe()["device"] == (device or "CPU_DEVICE")
     assert backend.asarray([1.0], "float32").device == backend.device
 
 

@@ -96,7 +96,7 @@ class Conv3D(Conv):
 
 
 @dataclass(frozen=True, repr=False)
-class ConvTranspose(Layer):
+class ConvTranspose(Conv):
     """Transposed convolution, which enlarges: `(N, *spatial, C) → (N, *out, channels)`.
 
     Weights: `weight (C, *kernel, channels / groups)` and, with `bias`, `bias (channels,)`.
@@ -105,31 +105,12 @@ class ConvTranspose(Layer):
         channels: the channels of the output.
         kernel, stride, padding, dilation, groups: those of the convolution that it transposes;
             `padding="same"` multiplies sizes by the stride.
-        output_padding: values added at the end of each output axis.
         bias: whether to add one.
         initializer: of the kernels.
+        output_padding: values added at the end of each output axis.
     """
 
-    channels: int
-    kernel: Sizes
-    stride: Sizes = 1
-    padding: Padding = "valid"
     output_padding: Sizes = 0
-    dilation: Sizes = 1
-    groups: int = 1
-    bias: bool = True
-    initializer: str = "he_uniform"
-
-    spatial: ClassVar[int]
-    per_sample: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive(self, channels=self.channels, kernel=self.kernel, stride=self.stride, dilation=self.dilation)
-        positive(self, groups=self.groups)
-        initializers.check(self.initializer)
-        if self.channels % self.groups:
-            raise ShapeError(f"{self!r}: groups={self.groups} does not divide channels={self.channels}")
 
     def shape(self, in_shape: Shape) -> Shape:
         """`(*spatial, C) → (*out, channels)`."""

@@ -49,7 +49,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpnn.errors import FileFormatError
-from xpnn.layers.activation import Activation, Dropout
 from xpnn.layers.base import Layer, Shape
 from xpnn.layers.containers import Container, Parallel, Residual, Sequential
 from xpnn.layers.conv import Conv, ConvTranspose
@@ -205,7 +204,7 @@ def load_weights(
 def in_shape(path: PathLike) -> Shape | None:
     """The shape of one sample that a file was written for; None where it does not tell, like PyTorch's."""
     _, header = _parse(path)
-    shape = (header or {}).get("in_shape")
+    shape: Any = (header or {}).get("in_shape")
     return tuple(shape) if _is_list(shape, int) else None
 
 
@@ -366,7 +365,7 @@ class _Places:
             self.doubts.append((lambda: _regrouped(placed, groups), f"{_named(path, layer)} has other groups there"))
         if isinstance(layer, BatchNorm | LayerNorm | GroupNorm):
             return order, False, {0: order}
-        if isinstance(layer, Activation | Dropout) or (out_shape == in_shape and not arrays):
+        if out_shape == in_shape and not arrays:  # activations, Dropout, a custom function of each element
             return order, False, {}
         order.meet(_Order(order.size, in_shape))
         return _flat(out_shape), False, {}
