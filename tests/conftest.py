@@ -2,7 +2,7 @@
 
 A test that asks for `variant`, `backend`, `xp` or `device` runs once on each variant of each backend.
 `@pytest.mark.cases(CASES)` runs it on these cases as well, with each dtype that a variant has
-(`dtype="float32"`: with this one only); it takes `variant`, `dtype` and `case`.
+(`dtype="float32"`: with this one only; `where(variant, case)` selects); it takes `variant`, `dtype` and `case`.
 `@pytest.mark.eager` leaves out second variants and those that compile each case.
 """
 
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cases(cases, dtype=None): run on these cases on each backend")
+    config.addinivalue_line("markers", "cases(cases, dtype=None, where=None): run on these cases on each backend")
     config.addinivalue_line("markers", "eager: not on second variants, nor where each case is compiled")
     chosen = config.getoption("--backend")
     config.stash[VARIANTS] = []
@@ -68,7 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for variant in variants
         for dtype in variant.dtypes
         if marker.kwargs.get("dtype", dtype) == dtype
-        for case in filter(variant.takes, marker.args[0])
+        for case in marker.args[0]
+        if variant.takes(case) and marker.kwargs.get("where", lambda variant, case: True)(variant, case)
     ]
     metafunc.parametrize(("variant", "dtype", "case"), rows)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from harness import Placed, host_arrays, judge
+from harness import Placed, Variant, host_arrays, judge
 
 from xpnn import parity
 from xpnn.errors import ShapeError
@@ -22,7 +22,7 @@ def test_results(case, variant, dtype):
     judge(case, Placed(case, variant, dtype).results(), dtype)
 
 
-@pytest.mark.cases(CASES)
+@pytest.mark.cases(CASES, where=Variant.replaces)
 def test_standard_body_where_there_is_a_kernel(case, variant, dtype):
     """`test_results` ran the kernel; here the body that it stands in for."""
     judge(case, Placed(case, variant, dtype, ops=Ops({}, variant.backend.column_bytes)).results(), dtype)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -33,6 +32,8 @@ from xpnn.ops import Ops
 from xpnn.ops._array import Array, namespace
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from xpnn.train.executor import Executor
 
 GROUP = "xpnn.backends"
@@ -123,7 +124,8 @@ class Backend:
         """`x` itself, provided that it is an array of this backend.
 
         Raises:
-            MixedBackendsError: it is not.
+            MixedBackendsError: it belongs to another backend.
+            ShapeError: it is no array.
         """
         if self.owns(x):
             return x
@@ -299,9 +301,11 @@ def one_line(e: BaseException) -> str:
     return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}".removesuffix(": ")
 
 
-def _points() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    points: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
+def _points() -> dict[str, list[EntryPoint]]:
+    from importlib.metadata import entry_points  # a slow import, and most never need it
+
+    points: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
         points.setdefault(point.name, []).append(point)
     return points
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xpnn.errors import ShapeError
-from xpnn.layers import Layer, LogSoftmax, Sequential, Sigmoid, Softmax
+from xpnn.errors import NonFiniteError, ShapeError
+from xpnn.layers import Dense, Layer, LogSoftmax, Sequential, Sigmoid, Softmax
 from xpnn.ops import Ops
 from xpnn.ops._array import Array, namespace
 
@@ -55,15 +55,21 @@ class Loss:
 
     def check_targets(self, targets: np.ndarray[Any, Any], out_shape: tuple[int, ...]) -> None:
         """Raise where targets do not go with a model that makes `out_shape` of each sample."""
-        if targets.shape[1:] != out_shape:
+        if targets.ndim != len(out_shape) + 1 or targets.shape[1:] != out_shape:
+            hint = "; add an axis: targets[:, None]" if (*targets.shape[1:], 1) == out_shape else ""
             raise ShapeError(
                 f"{self.name}: targets have shape {targets.shape}, the model makes (N, {_csv(out_shape)}); "
-                "expected the same"
+                f"expected the same{hint}"
             )
         if not np.issubdtype(targets.dtype, np.floating):
-            raise ShapeError(f"{self.name}: targets have dtype {targets.dtype}; expected numbers: cast to float32")
+            raise ShapeError(
+                f"{self.name}: targets have dtype {targets.dtype}; expected floating point: targets.astype('float32')"
+            )
         if not np.isfinite(targets).all():
-            raise ShapeError(f"{self.name}: {int((~np.isfinite(targets)).sum())} targets are NaN or infinite")
+            raise NonFiniteError(
+                f"{self.name}: {int((~np.isfinite(targets)).sum()):,} of {targets.size:,} targets are NaN or infinite; "
+                "clean the data first, e.g. leave those samples out"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class NLL(Loss):
     def __post_init__(self) -> None:
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
+            if not all(0 <= w < float("inf") for w in self.class_weights):
+                raise ValueError(f"{self.name}: class_weights={self.class_weights}; expected numbers ≥ 0")
 
     def __call__(self, ops: Ops, scores: Array, targets: Array, constants: dict[str, Array]) -> Summed:
         """See `xpnn.ops.nll`."""
@@ -111,15 +119,17 @@ class NLL(Loss):
 
     def check_model(self, model: Layer) -> None:
         """Log-probabilities are what it takes."""
-        if isinstance(_last(model), Softmax):
+        last = _last(model)
+        if isinstance(last, Softmax | Dense):
             raise ValueError(
-                "the loss 'nll' takes log-probabilities: end the model in LogSoftmax() instead of Softmax()"
+                f"the loss 'nll' takes log-probabilities, and the model ends in {last!r}: end it in LogSoftmax()"
+                + (", or use loss='cross_entropy'" if isinstance(last, Dense) else " instead")
             )
 
     def check_targets(self, targets: np.ndarray[Any, Any], out_shape: tuple[int, ...]) -> None:
         """Integers in 0 … K-1, one for each row of scores."""
         classes = out_shape[-1]
-        if targets.shape[1:] != out_shape[:-1]:
+        if targets.ndim != len(out_shape) or targets.shape[1:] != out_shape[:-1]:
             hint = "add Flatten() before the last Dense, so that a sample has one row of scores"
             if targets.ndim == 2 and targets.shape[1] == classes:
                 hint = "one-hot rows become labels by labels.argmax(axis=1)"
@@ -130,14 +140,17 @@ class NLL(Loss):
                 f"expected labels (N{''.join(f', {n}' for n in out_shape[:-1])}): {hint}"
             )
         if not np.issubdtype(targets.dtype, np.integer):
-            raise ShapeError(f"{self.name}: labels have dtype {targets.dtype}; expected integers 0 … {classes - 1}")
+            raise ShapeError(
+                f"{self.name}: labels have dtype {targets.dtype}; expected integers 0 … {classes - 1}: "
+                "labels.astype('int64'), or another loss where these are no classes"
+            )
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise ShapeError(f"{self.name}: {len(self.class_weights)} class_weights for {classes} classes")
         labels = self._kept(targets)
         wrong = labels[(labels < 0) | (labels >= classes)]
         if wrong.size:
             raise ShapeError(
-                f"{self.name}: {wrong.size} label(s) out of range, such as {wrong[0]}; the model has {classes} "
+                f"{self.name}: {wrong.size:,} label(s) out of range, such as {wrong[0]}; the model has {classes} "
                 f"outputs, so labels are 0 … {classes - 1}: fix the labels, widen the last layer, or set ignored_label"
             )
 
@@ -200,6 +213,10 @@ class Huber(Loss):
     delta: float = 1.0
 
     name: ClassVar[str] = "huber"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < float("inf"):
+            raise ValueError(f"huber: delta={self.delta!r}; expected a number above 0")
 
     def __call__(self, ops: Ops, scores: Array, targets: Array, constants: dict[str, Array]) -> Summed:
         """See `xpnn.ops.huber`."""

@@ -301,6 +301,15 @@ def test_two_backends_of_one_name(install):
     assert xpnn.backend.names().count("twin") == 1
 
 
+def test_one_backend_installed_twice(install, tmp_path):
+    install("one_backend", STRANGER, twin="Stranger")
+    again = tmp_path / "another_name-1.0.dist-info"
+    again.mkdir()
+    (again / "METADATA").write_text("Metadata-Version: 2.1\nName: another_name\nVersion: 1.0\n")
+    (again / "entry_points.txt").write_text("[xpnn.backends]\ntwin = one_backend:Stranger\n")
+    assert xpnn.backend.get("twin").name == "stranger"
+
+
 def test_listing():
     entries = xpnn.backend.listing()
     assert [e["name"] for e in entries] == sorted(e["name"] for e in entries)

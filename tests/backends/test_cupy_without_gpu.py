@@ -15,6 +15,17 @@ from xpnn.random import Stream
 CuPyBackend = xpnn.backend.find("cupy")
 
 
+def loaded():
+    return {n: m for n, m in sys.modules.items() if n.split(".")[0] == "cupy" or n.startswith("array_api_compat.cupy")}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace():
+    before = loaded()
+    yield
+    assert loaded() == before
+
+
 @pytest.fixture
 def cupy():
     with fake_cupy.installed(gpus=2) as module:
@@ -61,8 +72,8 @@ def test_names_the_variable_that_hides_the_gpus(machine, visible, monkeypatch):
 
 
 def test_says_how_to_install(monkeypatch):
-    with fake_cupy.installed():
-        monkeypatch.setitem(sys.modules, "cupy", None)  # what an import that finds nothing looks like
+    with fake_cupy.installed(), monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", None)  # what an import that finds nothing looks like
         reason = CuPyBackend.why_unavailable()
     for word in ("cupy is not installed", 'pip install "xpnn[cuda13]"', "xpnn[cuda12]"):
         assert word in reason
@@ -70,10 +81,10 @@ def test_says_how_to_install(monkeypatch):
 
 def test_says_that_an_installed_cupy_cannot_be_imported(monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.13:\\n cannot open shared object')")
-    with fake_cupy.installed():
+    with fake_cupy.installed(), monkeypatch.context() as patch:
         for name in [n for n in sys.modules if n.split(".")[0] == "cupy"]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.syspath_prepend(tmp_path)
+            patch.delitem(sys.modules, name)
+        patch.syspath_prepend(tmp_path)
         reason = CuPyBackend.why_unavailable()
     assert "cupy is installed but cannot be imported (ImportError: libcudart.so.13:)" in reason
 

@@ -1,48 +1,56 @@
 """The two doors between host and device, on every backend and device that can be used here."""
 
 import json
+from contextlib import ExitStack
 
+import fake_cupy
 import numpy as np
 import pytest
 
 import xpnn.backend
 from xpnn.errors import BackendError, MixedBackendsError, ShapeError
 
-WHERE = ["numpy", "strict", "strict:device1", "strict:device2", "strict:no_float64", "torch", "jax", "jax-x64", "cupy"]
-
-
-def make(where, monkeypatch_x64):
-    name, _, device = where.partition(":")
-    name, _, x64 = name.partition("-")
-    reason = xpnn.backend.find(name).why_unavailable()
-    if reason:
-        pytest.skip(f"{name}: {reason}")
-    if name == "jax":
-        monkeypatch_x64(bool(x64))
-    return xpnn.backend.get(name, device or None)
+WHERE = [
+    "numpy", "strict", "strict:device1", "strict:device2", "strict:no_float64", "torch", "jax", "jax-x64", "cupy",
+    "fake-cupy:1",
+]  # fmt: skip
 
 
 @pytest.fixture
-def set_x64():
-    """Switches JAX's 64 bits, and back."""
-    before = []
+def make():
+    """Makes the backend of an entry of WHERE; what that changes in the process is undone after the test."""
+    with ExitStack() as undo:
+        made = {}
 
-    def switch(on):
-        import jax
+        def make(where):
+            name, _, device = where.partition(":")
+            if where in made:
+                return made[where]
+            if name == "fake-cupy":
+                undo.enter_context(fake_cupy.installed())
+                name = "cupy"
+            name, _, x64 = name.partition("-")
+            if reason := xpnn.backend.find(name).why_unavailable():
+                pytest.skip(f"{name}: {reason}")
+            if name == "jax":
+                import jax
 
-        before.append(jax.config.jax_enable_x64)
-        jax.config.update("jax_enable_x64", on)
+                undo.callback(jax.config.update, "jax_enable_x64", jax.config.jax_enable_x64)
+                jax.config.update("jax_enable_x64", bool(x64))
+            made[where] = xpnn.backend.get(name, device or None)
+            return made[where]
 
-    yield switch
-    if before:
-        import jax
-
-        jax.config.update("jax_enable_x64", before[0])
+        yield make
 
 
 @pytest.fixture(params=WHERE)
-def backend(request, set_x64):
-    return make(request.param, set_x64)
+def backend(request, make):
+    return make(request.param)
+
+
+@pytest.fixture(params=WHERE)
+def other(request, make):
+    return make(request.param)
 
 
 def need(backend, dtype):
@@ -190,11 +198,6 @@ def test_no_array_at_all(backend):
         for door in (backend.asarray, backend.to_numpy):
             with pytest.raises(ShapeError, match=r"which is no array.*np\.asarray"):
                 door(x)
-
-
-@pytest.fixture(params=WHERE)
-def other(request, set_x64):
-    return make(request.param, set_x64)
 
 
 def test_arrays_of_another_backend(backend, other):

@@ -111,6 +111,8 @@ def test_several_devices(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda platform: cards)
     assert xpnn.backend.get("jax", "gpu").device is cards[0]
     assert xpnn.backend.get("jax", "gpu:1").device is cards[1]
+    with pytest.raises(BackendError, match="no device 'gpu:2': it sees 2 of 'gpu'"):
+        xpnn.backend.get("jax", "gpu:2")
 
 
 @pytest.mark.parametrize("device", ["cpu:99", "cpu:", "cpu:x", "cpu:-1"])

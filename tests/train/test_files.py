@@ -478,6 +478,13 @@ PAIRS = {
             nn.Unflatten(1, (4, 2, 3)), nn.ConvTranspose2d(4, 3, 2, stride=2),
         ),
     ),
+    "decoder with a norm of one group": (
+        Sequential([Dense(24), GroupNorm(1), Reshape((2, 3, 4)), Conv2D(2, 1)]),
+        (5,),
+        lambda nn, *_: nn.Sequential(
+            nn.Linear(5, 24), nn.GroupNorm(1, 24), nn.Unflatten(1, (4, 2, 3)), nn.Conv2d(4, 2, 1)
+        ),
+    ),
     "autoencoder": (
         Sequential([
             Conv2D(4, 3, padding=1), Flatten(), Dense(6), ReLU(), Residual(Dense(6)), Dense(24),
@@ -664,6 +671,18 @@ def test_the_arrays_of_custom_layers_are_stored_as_they_are(path):
     assert_same(contents.weights, weights)
 
 
+def test_custom_layers_with_arrays_keep_our_order(path):
+    model = Sequential([Dense(24), Scale(), Reshape((2, 3, 4)), Flatten(), Twice(), Dense(3)])
+    weights, _ = save(path, model, (2,))
+    assert all(np.array_equal(a, weights[n]) for n, a in tensors_of(path).items())
+    assert [text.partition(" moves")[0] for text in differences(model, (2,))] == ["layer 2 (Reshape((2, 3, 4)))"]
+    # the shortcut hands the order on, past the custom layer that needs it as it is
+    model = Sequential([Dense(24), Residual(Sequential([Scale(), Dense(24)])), Reshape((2, 3, 4))])
+    weights, _ = save(path, model, (2,))
+    assert all(np.array_equal(a, weights[n]) for n, a in tensors_of(path).items())
+    assert [text.partition(" moves")[0] for text in differences(model, (2,))] == ["layer 2 (Reshape((2, 3, 4)))"]
+
+
 # Files that do not fit
 
 
@@ -808,6 +827,13 @@ def test_a_flipped_bit_names_the_tensor(path):
             load(path)
 
 
+def test_a_flipped_bit_in_the_metadata(path):
+    save(path, meta={"note": "mark"})
+    path.write_bytes(path.read_bytes().replace(b"mark", b"mabk"))
+    with pytest.raises(FileFormatError, match="is damaged: its metadata are not what was written"):
+        read(path)
+
+
 def test_no_flipped_bit_goes_unnoticed(path):
     save(path, Sequential([Dense(2), BatchNorm()]), (3,), moments={"velocity": {}}, meta={"step": 1})
     data = path.read_bytes()
@@ -919,6 +945,16 @@ def test_a_header_that_lies(path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     with pytest.raises(FileFormatError, match="cut short"):
         load_weights(path, Dense(3), (4,))
+
+
+def test_the_hash_covers_type_and_shape(path):
+    save(path, Dense(3), (4,))
+    data = path.read_bytes()
+    for old, new in ((b'"shape":[3,4]', b'"shape":[4,3]'), (b'"F64","shape":[3]', b'"I64","shape":[3]')):
+        assert old in data
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(FileFormatError, match=r"is damaged: the tensor (weight|bias) is not what was written"):
+            read(path)
 
 
 # Files that cannot be written

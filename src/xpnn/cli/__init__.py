@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from xpnn.errors import NonFiniteError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (usage)."""
+    """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
     from xpnn import __version__
 
     parser = argparse.ArgumentParser(
@@ -27,11 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except NonFiniteError as e:
-        print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
+        print(f"xpnn {arguments.command}: {e}\nOn the command line that is a smaller --lr.", file=sys.stderr)
         return 1
-    except (ValueError, TypeError, RuntimeError, OSError) as e:  # bad input: the message says what to do
+    except BrokenPipeError:  # who reads our output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as e:  # the message says what to do
         print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"xpnn {arguments.command}: interrupted", file=sys.stderr)
+        print(f"\nxpnn {arguments.command}: interrupted before it was done", file=sys.stderr)
         return 130

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 from xpnn import backend
@@ -14,7 +17,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "backends",
         help="list the backends, with device and versions, or why they cannot be used",
-        description="List the installed backends: device and versions of each, or why it cannot be used and what to do.",
+        description="List the installed backends: device and versions of each, or why it cannot be used.",
         epilog="Example: xpnn backends --json",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -29,13 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        name = row["name"].ljust(width)
-        if not row["usable"]:
-            print(f"{name}  no   {row['reason']}")
-            continue
-        facts = row["describe"]
-        print(f"{name}  yes  device {facts['device']}; {_versions(facts)}")
+        if row["usable"]:
+            text = f"yes  device {row['describe']['device']}; {_versions(row['describe'])}"
+        else:
+            text = f"no   {row['reason']}"
+        print(_wrapped(f"{row['name'].ljust(width)}  {text}", width + 7))
     return 0
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """One line, or on a terminal as many as fit its width."""
+    if not sys.stdout.isatty():
+        return text
+    return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" " * indent)
 
 
 def _versions(facts: dict[str, Any]) -> str:

@@ -83,6 +83,6 @@ def line(fit: Fit, record: dict[str, Any]) -> str:
     if "accuracy" in record:
         parts.append(f"accuracy {record['accuracy']:.4f}")
     if "validation_accuracy" in record:
-        parts.append(f"test accuracy {record['validation_accuracy']:.4f}")
+        parts.append(f"test {record['validation_accuracy']:.4f}")
     parts.append(f"{record['images_per_second']:,.0f} images/s")
     return "  ".join(parts)

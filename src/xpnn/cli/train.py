@@ -7,6 +7,8 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,26 +42,30 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network and say how good it is",
-        description="Train a network on real data and report its accuracy on images it has not seen.",
-        epilog="Examples: xpnn train    xpnn train --backend cupy --dataset mnist --data-dir ~/mnist --out runs/first",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a network and report its accuracy on images that it has not seen.",
+        epilog="""examples:
+  xpnn train
+  xpnn train --backend cupy --dataset mnist --data-dir ~/mnist --out runs/first""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     quiet = {"default": argparse.SUPPRESS}
-    parser.add_argument("--backend", **quiet, help="who computes: numpy, cupy, … (`xpnn backends` lists them) or auto")
-    parser.add_argument("--device", **quiet, help="which device, in the words of the backend, e.g. cuda:1")
-    parser.add_argument("--dataset", default="digits", choices=list(RECIPES), help="what to train on")
-    parser.add_argument("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
-    parser.add_argument("--model", **quiet, choices=list(models.MODELS), help="the network (default: the data set's)")
-    parser.add_argument("--epochs", **quiet, type=_count, help="how often to go through the data")
-    parser.add_argument("--batch-size", **quiet, type=_count, help="images a step")
-    parser.add_argument("--optimizer", default="sgd", choices=list(OPTIMIZERS), help="how weights are moved")
-    parser.add_argument("--lr", **quiet, type=_rate, help="largest learning rate (default: the optimizer's)")
-    parser.add_argument("--schedule", default="one-cycle", choices=list(SCHEDULES), help="of the learning rate")
-    parser.add_argument("--seed", default=0, type=int, help="of weights, order and dropout")
-    parser.add_argument("--limit", **quiet, type=_count, metavar="N", help="train on the first N images only")
-    parser.add_argument("--out", **quiet, type=Path, metavar="DIR", help="write summary, metrics and weights there")
-    parser.add_argument("--target-accuracy", **quiet, type=_share, metavar="X", help="exit with 1 below it")
-    parser.add_argument("--json", action="store_true", help="print nothing but the summary, as JSON")
+    rates = ", ".join(f"{optimizer.lr:g} for {name}" for name, optimizer in OPTIMIZERS.items())
+    add = parser.add_argument
+    add("--backend", **quiet, metavar="NAME", help="numpy, cupy, … (`xpnn backends` lists them); default: auto")
+    add("--device", **quiet, metavar="NAME", help="which device, in the words of the backend, e.g. cuda:1")
+    add("--dataset", default="digits", **_one_of(RECIPES))
+    add("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
+    add("--model", **quiet, **_one_of(models.MODELS, _recipes("model")))
+    add("--epochs", **quiet, type=_count, metavar="N", help=_recipes("epochs"))
+    add("--batch-size", **quiet, type=_count, metavar="N", help=f"images a step; {_recipes('batch_size')}")
+    add("--optimizer", default="sgd", **_one_of(OPTIMIZERS))
+    add("--lr", **quiet, type=_rate, metavar="X", help=f"largest learning rate; default: {rates}")
+    add("--schedule", default="one-cycle", **_one_of(SCHEDULES))
+    add("--seed", default=0, type=int, metavar="N", help="of weights, order and dropout; default: %(default)s")
+    add("--limit", **quiet, type=_count, metavar="N", help="train on the first N images only")
+    add("--out", **quiet, type=Path, metavar="DIR", help="write summary, metrics and weights there")
+    add("--target-accuracy", **quiet, type=_share, metavar="X", help="exit with status 1 below it")
+    add("--json", action="store_true", help="print nothing but the summary, as JSON")
     parser.set_defaults(run=run)
 
 
@@ -85,11 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
     if "out" in given:
         folder = _new_folder(arguments.out)
         callbacks.append(Metrics(folder / "metrics.jsonl"))
-    print(
-        f"{recipe['model']} ({parameters:,} parameters) on {arguments.dataset}: {len(labels):,} images to train on, "
-        f"{len(dataset.test_labels):,} to test; backend {backend.name}, device {backend.device}",
-        file=stream,
-    )
+    tests = len(dataset.test_labels)
+    print(f"{recipe['model']}: {parameters:,} parameters; backend {backend.name}, device {backend.device}", file=stream)
+    print(f"{arguments.dataset}: {len(labels):,} images to train on, {tests:,} to test", file=stream)
 
     test = dataset.test_images, dataset.test_labels
     begun = time.perf_counter()
@@ -119,10 +123,10 @@ def run(arguments: argparse.Namespace) -> int:
     _report(summary, stream)
     if folder:
         trainer.save(folder / "state.safetensors")
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
         print(f"written to {folder}: summary.json, metrics.jsonl, state.safetensors", file=stream)
     if arguments.json:
-        print(json.dumps(summary, indent=2))
+        print(_json(summary, indent=2))
     target = given.get("target_accuracy")
     if target is not None and tested["accuracy"] < target:
         print(f"xpnn train: test accuracy {tested['accuracy']:.4f} is below the target {target}", file=sys.stderr)
@@ -139,12 +143,10 @@ class Metrics(Callback):
     def on_epoch(self, fit: Any, record: dict[str, Any]) -> None:
         """Add the line."""
         with self.path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(record) + "\n")
+            f.write(_json(record) + "\n")
 
 
 def _optimizer(name: str, lr: float | None) -> optim.Optimizer:
-    from dataclasses import replace
-
     return OPTIMIZERS[name] if lr is None else replace(OPTIMIZERS[name], lr=lr)
 
 
@@ -168,11 +170,27 @@ def _new_folder(folder: Path) -> Path:
 
 def _report(summary: dict[str, Any], stream: TextIO) -> None:
     print(
-        f"test accuracy {summary['test_accuracy']:.4f}  test loss {summary['test_loss']:.4f}  "
-        f"train accuracy {summary['train_accuracy']:.4f}  "
-        f"{summary['seconds']:.1f} s  {summary['images_per_second']:,.0f} images/s",
+        f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}, "
+        f"train accuracy {summary['train_accuracy']:.4f}\n"
+        f"{summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s",
         file=stream,
     )
+
+
+def _json(values: dict[str, Any], **options: Any) -> str:
+    """JSON, which knows neither NaN nor infinity: a loss that is one of them becomes null."""
+    lost = {k: None for k, v in values.items() if isinstance(v, float) and not isfinite(v)}
+    return json.dumps(values | lost, allow_nan=False, **options)
+
+
+def _one_of(known: dict[str, Any], default: str = "default: %(default)s") -> dict[str, Any]:
+    """The options of an argument that takes one of some names."""
+    return {"choices": list(known), "metavar": "NAME", "help": f"{', '.join(known)}; {default}"}
+
+
+def _recipes(name: str) -> str:
+    """The default of what depends on the data set."""
+    return "default: " + ", ".join(f"{recipe[name]} for {dataset}" for dataset, recipe in RECIPES.items())
 
 
 def _versions() -> dict[str, str]:

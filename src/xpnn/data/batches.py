@@ -6,9 +6,11 @@ once more, where their values can be looked at without waiting for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from math import prod
+from operator import index
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -20,6 +22,17 @@ from xpnn.ops._array import Array
 Batch = tuple[Array, Array, np.ndarray[Any, Any]]
 
 
+def whole(name: str, value: Any, least: int) -> int:
+    """An argument that counts something, as an int."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name}={value!r}; expected an integer ≥ {least}")
+    return number
+
+
 class Door:
     """Checks images and targets on their way in and casts them to what the device computes in."""
 
@@ -28,23 +41,18 @@ class Door:
 
     def images(self, images: Any) -> Array:
         """Images on the device, checked but for their values."""
-        if not self.backend.owns(images) and not isinstance(images, np.ndarray):
-            images = np.asarray(images) if isinstance(images, list | tuple) else images
-        shape = tuple(getattr(images, "shape", ()))
-        kind = str(getattr(images, "dtype", type(images).__name__)).removeprefix("torch.")
+        brought = self.backend.asarray(images, self.dtype)  # raises on another backend's array, or none at all
+        dtype = images.dtype if hasattr(images, "dtype") else np.asarray(images).dtype
+        kind = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+        shape = tuple(brought.shape)
         if len(shape) < 2:
             raise ShapeError(f"images have shape {shape}; expected (N, H, W, C), the samples along the first axis")
-        if not kind.startswith("float") and "float" not in kind:
+        if "float" not in kind:
             raise ShapeError(
                 f"images have dtype {kind} and shape {shape}; layers compute in floating point: "
                 "convert and scale them first, e.g. images.astype('float32') / 255"
             )
-        if len(shape) == 4 and shape[1] <= 4 < shape[3] and shape[2] == shape[3]:
-            raise ShapeError(
-                f"images of shape {shape} look as if channels came first; expected (N, H, W, C): "
-                "np.moveaxis(images, 1, -1)"
-            )
-        return self.backend.asarray(images, self.dtype)
+        return brought
 
     def finite(self, images: Array, what: str) -> None:
         """Raise where a value is NaN or infinite; waits for the device."""
@@ -53,33 +61,30 @@ class Door:
         if not bool(xp.all(good)):
             bad = int(xp.sum(xp.astype(~good, xp.int32)))
             raise NonFiniteError(
-                f"{what}: {bad} of {good.size if hasattr(good, 'size') else 'the'} values are NaN or infinite; "
+                f"{what}: {bad:,} of {prod(good.shape):,} values are NaN or infinite as {self.dtype}; "
                 "clean the data first, e.g. np.nan_to_num(images)"
             )
 
-    def targets(self, targets: Any, out_shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """Targets on the host, checked against what the model makes."""
-        host = self.backend.to_numpy(targets) if self.backend.owns(targets) else targets
-        if not isinstance(host, np.ndarray | list | tuple):
-            self.backend.asarray(host)  # raises: an array of another backend
-        host = np.asarray(host)
+    def targets(self, targets: Any, images: Array, out_shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Targets of these images on the host, checked against what the model makes."""
+        if not images.shape[0]:
+            raise ShapeError(f"there are no images: their shape is {tuple(images.shape)}")
+        if not isinstance(targets, np.ndarray | np.generic | list | tuple):
+            targets = self.backend.to_numpy(targets)  # raises on another backend's array, or none at all
+        host = np.asarray(targets)
+        if host.ndim and len(host) != images.shape[0]:
+            raise ShapeError(f"{images.shape[0]} images, but {len(host)} labels; expected as many of both")
         self.loss.check_targets(host, out_shape)
-        return host if self.loss.classifies else host.astype(self.dtype, copy=False)
+        return host.astype("int64" if self.loss.classifies else self.dtype, copy=False)
 
 
 class ArrayBatches:
     """Two arrays of one length; they are brought to the device once."""
 
     def __init__(self, door: Door, images: Any, targets: Any, out_shape: tuple[int, ...], batch_size: int) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}; expected a positive integer")
-        self.backend, self.batch_size = door.backend, batch_size
+        self.backend, self.batch_size = door.backend, whole("batch_size", batch_size, 1)
         self.images = door.images(images)
-        self.host = door.targets(targets, out_shape)
-        if len(self.host) != self.images.shape[0]:
-            raise ShapeError(f"{self.images.shape[0]} images, but {len(self.host)} labels; expected as many of both")
-        if not len(self.host):
-            raise ShapeError("the data set is empty: no images")
+        self.host = door.targets(targets, self.images, out_shape)
         door.finite(self.images, "images")
         self.targets = door.backend.asarray(self.host)
 
@@ -102,9 +107,14 @@ class ArrayBatches:
 
 
 class IterableBatches:
-    """Any re-iterable source of `(images, labels)`; each batch is checked and brought to the device."""
+    """Any re-iterable source of `(images, labels)`; each batch is checked and brought to the device.
 
-    def __init__(self, door: Door, source: Iterable[Any], out_shape: tuple[int, ...]) -> None:
+    `out_shape` gives the shape of the output for a shape of samples, and raises on one that is not the model's.
+    """
+
+    def __init__(
+        self, door: Door, source: Iterable[Any], out_shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    ) -> None:
         if iter(source) is source:
             raise TypeError(
                 f"a {type(source).__name__} can be gone through only once, and every epoch goes through the data; "
@@ -117,23 +127,35 @@ class IterableBatches:
 
     def epoch(self, order: np.ndarray[Any, Any] | None = None) -> Iterator[Batch]:
         """The batches as the source gives them."""
-        empty = True
-        for number, batch in enumerate(self.source):
-            empty = False
+        number = 0
+        for number, batch in enumerate(self.source, 1):
             yield self._checked(number, batch)
-        if empty:
-            raise ShapeError("the data set is empty: the source gave no batch")
+        if not number:
+            self._gave(0)
 
     def batch(self, index: int, order: np.ndarray[Any, Any] | None = None) -> Batch:
         """One batch, by going through the source up to it."""
-        return self._checked(index, next(islice(iter(self.source), index, None)))
+        number = 0
+        for number, batch in enumerate(islice(self.source, index + 1), 1):
+            if number > index:
+                return self._checked(number, batch)
+        self._gave(number)
 
     def _checked(self, number: int, batch: Any) -> Batch:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(f"batch {number} of the source is a {type(batch).__name__}; expected (images, labels)")
-        images = self.door.images(batch[0])
-        host = self.door.targets(batch[1], self.out_shape)
-        if images.shape[0] != len(host):
-            raise ShapeError(f"batch {number}: {images.shape[0]} images, but {len(host)} labels")
+            hint = "; arrays are given as two arguments: images, labels" if hasattr(batch, "shape") else ""
+            raise TypeError(
+                f"batch {number} of the source is a {type(batch).__name__}; expected a pair (images, labels){hint}"
+            )
+        try:
+            images = self.door.images(batch[0])
+            host = self.door.targets(batch[1], images, self.out_shape(images.shape[1:]))
+        except ShapeError as e:
+            raise e.within(f"batch {number}") from None
         self.door.finite(images, f"batch {number}")
         return images, self.door.backend.asarray(host), host
+
+    def _gave(self, batches: int) -> NoReturn:
+        if batches:
+            raise ShapeError(f"the source gave {batches} batches this time, and more before")
+        raise ShapeError("the data set is empty: the source gave no batch")

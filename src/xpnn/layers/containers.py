@@ -43,6 +43,7 @@ class Container(Layer):
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Those of the parts, under their paths."""
+        self.shape(in_shape)  # an error from here leads all the way down to the layer
         weights: dict[str, Any] = {}
         stats: dict[str, Any] = {}
         for name, layer, shape in self.placed(in_shape):
@@ -92,10 +93,9 @@ class Sequential(Container):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for layer in self.layers if isinstance(self.layers, tuple) else (self.layers,):
-            if not isinstance(layer, Layer):
-                hint = " (call it: ReLU())" if isinstance(layer, type) else ""
-                raise TypeError(f"Sequential takes a list of layers; came {layer!r}{hint}")
+        if not isinstance(self.layers, tuple):
+            raise TypeError(f"Sequential takes a list of layers; came {self.layers!r}")
+        _check_layers("Sequential takes a list of layers", self.layers)
 
     def parts(self) -> list[tuple[str, Layer]]:
         """`0`, `1`, …"""
@@ -146,6 +146,10 @@ class Residual(Container):
     body: Layer
     shortcut: Layer | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layers("Residual takes a layer, or Sequential([…])", [layer for _, layer in self.parts()])
+
     def parts(self) -> list[tuple[str, Layer]]:
         """`body` and, where there is one, `shortcut`."""
         return [("body", self.body)] + ([] if self.shortcut is None else [("shortcut", self.shortcut)])
@@ -153,27 +157,31 @@ class Residual(Container):
     def shape(self, in_shape: Shape) -> Shape:
         """That of the body, which the shortcut must share."""
         body, *short = [_shape(name, layer, in_shape) for name, layer in self.parts()] + [in_shape]
-        if body != short[0]:
-            raise ShapeError(
-                f"the body makes {body} of {in_shape}, but the shortcut {short[0]}: they cannot be added; "
-                "give a shortcut of the same strides and channels, e.g. shortcut=Conv2D(channels, 1, stride=2)"
-            )
+        self._check_sum(in_shape, body, short[0])
         return body
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """Both ways, then their sum."""
         results = [apply(x) for apply in self._appliers(weights, stats, run)]
-        y = results[0][0] + (x if self.shortcut is None else results[1][0])
+        body, *short = [r[0] for r in results] + [x]
+        self._check_sum(*(tuple(a.shape[1:]) for a in (x, body, short[0])))
         new = {k: v for _, s, _ in results for k, v in s.items()}
-        names = [name for name, _ in self.parts()]
+        names, backwards = [name for name, _ in self.parts()], [r[2] for r in results]
 
         def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
-            dxs, gradients = _all_back([r[2] for r in results], names, [dy] * len(results), input_gradient)
+            dxs, gradients = _all_back(backwards, names, [dy] * len(names), input_gradient)
             if not input_gradient:
                 return None, gradients
             return dxs[0] + (dy if self.shortcut is None else dxs[1]), gradients
 
-        return y, new, backward
+        return body + short[0], new, backward
+
+    def _check_sum(self, in_shape: Shape, body: Shape, short: Shape) -> None:
+        if body != short:
+            raise ShapeError(
+                f"the body makes {body} of {in_shape}, but the shortcut {short}: they cannot be added; "
+                "give a shortcut of the same strides and channels, e.g. shortcut=Conv2D(channels, 1, stride=2)"
+            )
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -188,8 +196,9 @@ class Parallel(Container):
 
     def __init__(self, *branches: Layer) -> None:
         object.__setattr__(self, "branches", branches)
-        if not branches or not all(isinstance(b, Layer) for b in branches):
-            raise TypeError(f"Parallel takes one or more layers; came {branches!r}")
+        if not branches:
+            raise TypeError("Parallel takes one or more layers; came none")
+        _check_layers("Parallel takes layers, each as an argument of its own", branches)
 
     def __repr__(self) -> str:
         return f"Parallel({', '.join(map(repr, self.branches))})"
@@ -201,24 +210,22 @@ class Parallel(Container):
     def shape(self, in_shape: Shape) -> Shape:
         """The branches' channels added up; all other sizes must agree."""
         shapes = [_shape(name, layer, in_shape) for name, layer in self.parts()]
-        if len({s[:-1] for s in shapes}) > 1:
-            raise ShapeError(
-                f"the branches make {', '.join(map(str, shapes))} of {in_shape}: all sizes but the channels must agree"
-            )
+        self._check_sizes(in_shape, shapes)
         return (*shapes[0][:-1], sum(s[-1] for s in shapes))
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """All branches, then their outputs side by side."""
         results = [apply(x) for apply in self._appliers(weights, stats, run)]
+        self._check_sizes(tuple(x.shape[1:]), [tuple(r[0].shape[1:]) for r in results])
         xp = namespace("parallel", x=x)
         widths = [r[0].shape[-1] for r in results]
         new = {k: v for _, s, _ in results for k, v in s.items()}
-        names = [name for name, _ in self.parts()]
+        names, backwards = [name for name, _ in self.parts()], [r[2] for r in results]
 
         def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
             starts = [sum(widths[:i]) for i in range(len(widths))]
             dys = [dy[..., a : a + n] for a, n in zip(starts, widths, strict=True)]
-            dxs, gradients = _all_back([r[2] for r in results], names, dys, input_gradient)
+            dxs, gradients = _all_back(backwards, names, dys, input_gradient)
             if not input_gradient:
                 return None, gradients
             dx = dxs[0]
@@ -228,10 +235,23 @@ class Parallel(Container):
 
         return xp.concat([r[0] for r in results], axis=-1), new, backward
 
+    def _check_sizes(self, in_shape: Shape, shapes: list[Shape]) -> None:
+        if len({s[:-1] for s in shapes}) > 1:
+            raise ShapeError(
+                f"the branches make {', '.join(map(str, shapes))} of {in_shape}: all sizes but the channels must agree"
+            )
+
 
 def prefixed(name: str, arrays: Arrays) -> dict[str, Array]:
     """The arrays under the path of the part that they belong to."""
     return {f"{name}.{key}": value for key, value in arrays.items()}
+
+
+def _check_layers(expected: str, layers: Sequence[Any]) -> None:
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            hint = f" (call it: {layer.__name__}(…))" if isinstance(layer, type) else ""
+            raise TypeError(f"{expected}; came {layer!r}{hint}")
 
 
 def _split(arrays: Arrays) -> dict[str, dict[str, Array]]:

@@ -69,6 +69,11 @@ class Reshape(Layer):
 
     per_sample: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.target, tuple) or not all(isinstance(n, int) for n in self.target):
+            raise ShapeError(f"Reshape: target={self.target!r}; expected a tuple of sizes, e.g. (7, 7, 16)")
+
     def shape(self, in_shape: Shape) -> Shape:
         """`(...) → target`."""
         size, known = prod(in_shape), prod(n for n in self.target if n != -1)

@@ -70,6 +70,13 @@ def channels(op: str, x: Array, expected: int, what: str) -> None:
         )
 
 
+def vectors(op: str, size: int, **arrays: Array | None) -> None:
+    """Check that these arrays hold one value for each of `size` channels: another shape might broadcast in silence."""
+    for name, array in arrays.items():
+        if array is not None and tuple(array.shape) != (size,):
+            raise ShapeError(f"{op}: {name} has shape {tuple(array.shape)}; expected ({size},), one value a channel")
+
+
 @cache
 def _is_float(xp: Any, dtype: Any) -> bool:
     return bool(xp.isdtype(dtype, "real floating"))

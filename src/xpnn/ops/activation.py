@@ -11,7 +11,7 @@ from math import pi, sqrt
 from typing import TYPE_CHECKING
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, floats
+from xpnn.ops._array import Array, floats, namespace
 from xpnn.ops._erf import normal_cdf
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ def dropout(ops: Ops, x: Array, keep: Array, *, rate: float) -> tuple[Array, Cal
     `backward(dy) → dx, None`.
     """
     xp = floats("dropout", x=x)
-    if tuple(keep.shape) != tuple(x.shape):
-        raise ShapeError(f"dropout: keep has shape {tuple(keep.shape)}, x {tuple(x.shape)}; expected the same")
+    namespace("dropout", x=x, keep=keep)
+    if tuple(keep.shape) != tuple(x.shape) or not xp.isdtype(keep.dtype, "bool"):
+        raise ShapeError(
+            f"dropout: keep has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected bool of the shape of x, "
+            f"{tuple(x.shape)}"
+        )
     factor = 1 / (1 - rate)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, None]:

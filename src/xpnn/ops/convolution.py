@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import array_api_extra as xpx
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, channels, device, floats, itemsize
+from xpnn.ops._array import Array, channels, device, floats, itemsize, vectors
 from xpnn.ops._window import Padding, Sizes, Window, each, window
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def conv(
     c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])
     _check_groups("conv", groups, c_out)
     channels("conv", x, weight.shape[-1] * groups, "the weights")
+    vectors("conv", c_out, bias=bias)
     w = window("conv", tuple(x.shape[1:-1]), kernel, stride, padding, dilation)
     columns = _Columns(xp, w, x, x.shape[-1], groups, ops.column_bytes)
     padded = _pad(xp, x, w)
@@ -129,6 +130,7 @@ def conv_transpose(
     _check_groups("conv_transpose", groups, weight.shape[0])
     channels("conv_transpose", x, weight.shape[0], "the weights")
     c_out = weight.shape[-1] * groups
+    vectors("conv_transpose", c_out, bias=bias)
     spatial = tuple(x.shape[1:-1])
     w = transposed_window(spatial, tuple(weight.shape[1:-1]), stride, padding, output_padding, dilation)
     columns = _Columns(xp, w, x, c_out, groups, ops.column_bytes)

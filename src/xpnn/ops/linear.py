@@ -6,7 +6,8 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
-from xpnn.ops._array import Array, channels, floats
+from xpnn.errors import ShapeError
+from xpnn.ops._array import Array, channels, floats, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -29,7 +30,12 @@ def dense(
         ShapeError: shapes or dtypes that do not fit.
     """
     xp = floats("dense", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or x.ndim < 1:
+        raise ShapeError(
+            f"dense: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, ..., in) and (out, in)"
+        )
     channels("dense", x, weight.shape[1], "the weights")
+    vectors("dense", weight.shape[0], bias=bias)
     n = prod(x.shape[:-1])
     rows = xp.reshape(x, (n, weight.shape[1]))
     y = ops.matmul(rows, xp.matrix_transpose(weight))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, device, floats, namespace
+from xpnn.ops._array import Array, device, floats, namespace, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -134,6 +134,7 @@ def _target(
     if smoothing:
         target = (1 - smoothing) * target + smoothing / classes
     if class_weights is not None:
+        vectors(op, classes, class_weights=class_weights)
         target = target * class_weights
     return target if ignored is None else xp.where((labels != ignored)[..., None], target, 0.0)
 

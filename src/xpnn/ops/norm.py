@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, channels, floats
+from xpnn.ops._array import Array, channels, floats, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -51,6 +51,7 @@ def batch_norm(
     """
     xp = floats("batch_norm", x=x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
     channels("batch_norm", x, scale.shape[0], "its weights")
+    vectors("batch_norm", x.shape[-1], scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
     axes = tuple(range(x.ndim - 1))
     if training:
         n = prod(x.shape[:-1])
@@ -95,6 +96,7 @@ def layer_norm(
     """
     xp = floats("layer_norm", x=x, scale=scale, bias=bias)
     channels("layer_norm", x, scale.shape[0], "its weights")
+    vectors("layer_norm", x.shape[-1], scale=scale, bias=bias)
     normal, _, _, standardized = _standardize(ops, xp, x, (x.ndim - 1,), epsilon)
     return normal * scale + bias, _affine(ops, normal, scale, standardized)
 
@@ -119,6 +121,7 @@ def group_norm(
     xp = floats("group_norm", x=x, scale=scale, bias=bias)
     n, c = x.shape[0], x.shape[-1]
     channels("group_norm", x, scale.shape[0], "its weights")
+    vectors("group_norm", c, scale=scale, bias=bias)
     if groups < 1 or c % groups:
         raise ShapeError(f"group_norm: groups={groups} does not divide the {c} channels; choose a divisor")
     grouped = (n, prod(x.shape[1:-1]), groups, c // groups)

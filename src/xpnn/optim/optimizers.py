@@ -9,12 +9,13 @@ freeze.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from math import sqrt
 from typing import ClassVar
 
 from xpnn.ops import Ops
 from xpnn.ops._array import Array, namespace
+from xpnn.optim import _check
 
 Updated = tuple[Array, dict[str, Array]]
 
@@ -29,15 +30,11 @@ class Optimizer:
     """
 
     lr: float
+    _: KW_ONLY
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float | int) and not isinstance(value, bool) and not value >= 0:
-                raise ValueError(f"{type(self).__name__}: {f.name}={value!r}; expected a number ≥ 0")
-            if f.name in ("momentum", "beta1", "beta2", "smoothing") and not value < 1:
-                raise ValueError(f"{type(self).__name__}: {f.name}={value!r}; expected a number below 1")
+        _check.number(self, "lr", *([] if self.clip_norm is None else ["clip_norm"]))
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -75,9 +72,17 @@ class SGD(Optimizer):
             SGD adds `weight_decay·w` to the gradient instead, so that it runs through the momentum.
     """
 
+    _: KW_ONLY
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.number(self, "weight_decay")
+        _check.number(self, "momentum", below=1)
+        if self.nesterov and not self.momentum:
+            raise ValueError("SGD: nesterov=True without momentum changes nothing; give one, e.g. momentum=0.9")
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -106,8 +111,14 @@ class RMSprop(Optimizer):
     """
 
     lr: float = 1e-2
+    _: KW_ONLY
     smoothing: float = 0.99
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.number(self, "epsilon")
+        _check.number(self, "smoothing", below=1)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -136,11 +147,17 @@ class Adam(Optimizer):
     """
 
     lr: float = 1e-3
+    _: KW_ONLY
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
 
     weight_decay: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check.number(self, "epsilon", "weight_decay")
+        _check.number(self, "beta1", "beta2", below=1)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -172,6 +189,7 @@ class AdamW(Adam):
         weight_decay: share of a weight that a step of size 1 takes away.
     """
 
+    _: KW_ONLY
     weight_decay: float = 1e-2  # type: ignore[misc]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import cos, pi
 
+from xpnn.optim import _check
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -62,6 +64,10 @@ class Step(Schedule):
     epochs: int
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check.count(self, "epochs")
+        _check.number(self, "factor")
+
     def __call__(self, progress: Progress) -> float:
         """`factor` to the number of falls so far."""
         return float(self.factor ** (progress.epoch // self.epochs))
@@ -72,6 +78,9 @@ class Cosine(Schedule):
     """Half a cosine from 1 down to `final` (Loshchilov, Hutter, 2017)."""
 
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check.number(self, "final")
 
     def __call__(self, progress: Progress) -> float:
         """The cosine at the share done."""
@@ -84,6 +93,9 @@ class WarmUp(Schedule):
 
     steps: int
     after: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        _check.count(self, "steps")
 
     def __call__(self, progress: Progress) -> float:
         """The rise times what comes after."""
@@ -104,12 +116,16 @@ class OneCycle(Schedule):
     start: float = 0.04
     final: float = 1e-4
 
+    def __post_init__(self) -> None:
+        _check.number(self, "start", "final")
+        _check.number(self, "rise", below=1)
+
     def __call__(self, progress: Progress) -> float:
         """The cosine of the part that training is in."""
         share = progress.share(self)
         if share < self.rise:
             return _cosine(self.start, 1.0, share / self.rise)
-        return _cosine(1.0, self.final, (share - self.rise) / (1 - self.rise) if self.rise < 1 else 1.0)
+        return _cosine(1.0, self.final, (share - self.rise) / (1 - self.rise))
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,10 @@ class OnPlateau(Schedule):
     factor: float = 0.1
     patience: int = 5
     least: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _check.count(self, "patience", 0)
+        _check.number(self, "factor", "least")
 
     def __call__(self, progress: Progress) -> float:
         """`factor` to the number of plateaus so far."""

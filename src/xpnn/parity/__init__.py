@@ -78,6 +78,8 @@ def expected(case: Case) -> Expected:
     if case.exact:
         return Expected(values, {}, {}, dy)
     yardsticks, terms = _linear(case, arrays, dy) if case.linear else _by_differences(case, arrays, dy, values)
+    if case.from_output:
+        yardsticks["dx"] += np.abs(dy * values["y"])
     if any(d is not None and d.fill == "large" for d in case.data.values()):
         yardsticks = {k: np.full_like(v, v.max()) for k, v in yardsticks.items()}
     return Expected(values, yardsticks, terms, dy)

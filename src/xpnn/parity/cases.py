@@ -34,6 +34,7 @@ SUMS = ("matmul", "total")  # return an array alone, without backward
 LOSSES = ("softmax_cross_entropy", "nll", "mse", "huber", "binary_cross_entropy")  # return a 0-d sum
 _LINEAR = ("matmul", "total", "conv", "conv_transpose", "dense")
 _EXACT = ("relu", "max_pool", "global_max_pool", "ReLU", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape")
+_FROM_OUTPUT = ("elu", "sigmoid", "tanh", "ELU", "Sigmoid", "Tanh")
 _BATCHED = ("x", "logits", "log_probabilities", "labels", "target", "keep")
 
 
@@ -99,6 +100,8 @@ class Case:
     """Whether nothing is rounded: results are then compared by `==`."""
     linear: bool
     """Whether it is linear in each array by itself, as a convolution is: decides how its yardstick is found."""
+    from_output: bool
+    """Whether backward takes its slope from the output, so that the rounding of the output counts as well."""
     options: dict[str, Any]
     """Of the op."""
     layer: L.Layer | None = None
@@ -145,7 +148,7 @@ def of_op(op: str, label: str, *arrays: Shape | Data | None, **options: Any) -> 
         f"{op}-{label}", op, data, call,
         batched=() if op in SUMS else tuple(k for k in data if k in _BATCHED),
         per_sample=op not in SUMS and not options.get("training"),
-        exact=op in _EXACT, linear=op in _LINEAR, options=options,
+        exact=op in _EXACT, linear=op in _LINEAR, from_output=op in _FROM_OUTPUT, options=options,
     )  # fmt: skip
 
 
@@ -175,8 +178,8 @@ def of_layer(
     return Case(
         f"{subject}-{label}", subject, data, call,
         batched=("x", *draws), per_sample=layer.per_sample or not training,
-        exact=subject.rstrip("123D") in _EXACT, linear=subject.startswith(("Conv", "Dense")), options={},
-        layer=layer, training=training,
+        exact=subject.rstrip("123D") in _EXACT, linear=subject.startswith(("Conv", "Dense")),
+        from_output=subject in _FROM_OUTPUT, options={}, layer=layer, training=training,
     )  # fmt: skip
 
 
@@ -321,7 +324,7 @@ OPS = [
     of_op("group_norm", "no-places", (3, 10), (10,), (10,), groups=2),
     # activations
     of_op("relu", "plain", (2, 3, 4, 3)),
-    of_op("relu", "one", (1, 1)),
+    of_op("relu", "one", (1, 3)),
     of_op("relu", "zeros", Data((3, 7), "ties")),
     of_op("leaky_relu", "plain", (2, 3, 4, 3)),
     of_op("leaky_relu", "steep", (1, 7), slope=0.5),
@@ -330,13 +333,13 @@ OPS = [
     of_op("elu", "large", Data((3, 7), "large")),
     of_op("gelu", "plain", (2, 3, 4, 3)),
     of_op("gelu", "tanh", (2, 3, 4, 3), approximate="tanh"),
-    of_op("gelu", "one", (1, 1)),
+    of_op("gelu", "one", (1, 3)),
     of_op("sigmoid", "plain", (2, 3, 4, 3)),
     of_op("sigmoid", "large", Data((3, 7), "large")),
     of_op("silu", "plain", (2, 3, 4, 3)),
     of_op("silu", "large", Data((3, 7), "large")),
     of_op("tanh", "plain", (2, 3, 4, 3)),
-    of_op("tanh", "one", (1, 1)),
+    of_op("tanh", "one", (1, 3)),
     of_op("softmax", "plain", (3, 5)),
     of_op("softmax", "more-axes", (2, 2, 3, 4)),
     of_op("softmax", "one-class", (2, 1)),
@@ -424,16 +427,19 @@ LAYERS = [
     of_layer("plain", L.Softmax(), (3, 4)),
     of_layer("plain", L.LogSoftmax(), (3, 4)),
     of_layer("plain", L.Sequential([L.Conv2D(3, 2), L.ReLU(), L.MaxPool2D(2), L.Flatten(), L.Dense(2)]), (5, 4, 1)),
-    of_layer("training", L.Sequential([L.Dropout(0.3), L.Dense(3, bias=False), L.BatchNorm()]), (4,), training=True, samples=5),
-    of_layer("no-weights", L.Sequential([L.Tanh(), L.Flatten()]), (2, 2)),
+    of_layer(
+        "training", L.Sequential([L.Dropout(0.3), L.Dense(3, bias=False), L.BatchNorm()]), (4,),
+        training=True, samples=5,
+    ),
+    of_layer("no-weights", L.Sequential([L.SiLU(), L.Flatten()]), (2, 2)),
     of_layer("empty", L.Sequential([]), (3,)),
-    of_layer("nested", L.Sequential([L.Tanh(), L.Sequential([L.Dense(3), L.Sequential([L.Dense(2)])])]), (4,)),
-    of_layer("plain", L.Residual(L.Sequential([L.Dense(4), L.Tanh(), L.Dense(3)])), (3,)),
+    of_layer("nested", L.Sequential([L.SiLU(), L.Sequential([L.Dense(3), L.Sequential([L.Dense(2)])])]), (4,)),
+    of_layer("plain", L.Residual(L.Sequential([L.Dense(4), L.SiLU(), L.Dense(3)])), (3,)),
     of_layer("shortcut", L.Residual(L.Conv2D(3, 2, stride=2), L.Conv2D(3, 1, stride=2, bias=False)), (4, 4, 2)),
-    of_layer("training", L.Residual(L.Sequential([L.Tanh(), L.BatchNorm()])), (2,), training=True, samples=5),
+    of_layer("training", L.Residual(L.Sequential([L.SiLU(), L.BatchNorm()])), (2,), training=True, samples=5),
     of_layer("plain", L.Parallel(L.Conv2D(2, 1), L.Conv2D(3, (2, 3), padding="same")), (3, 3, 2)),
     of_layer("one", L.Parallel(L.Dense(2)), (3,)),
-    of_layer("mixed", L.Parallel(L.Tanh(), L.Dropout(0.5), L.Sequential([L.Dense(2), L.ReLU()])), (3,), training=True),
+    of_layer("mixed", L.Parallel(L.SiLU(), L.Dropout(0.5), L.Sequential([L.Dense(2), L.ReLU()])), (3,), training=True),
 ]  # fmt: skip
 
 CASES = [*OPS, *LAYERS]

@@ -21,4 +21,4 @@ class Callback:
         """After an epoch and its validation."""
 
     def on_end(self, fit: Fit) -> None:
-        """After the last epoch."""
+        """After the last epoch, and also where training stops with an error."""

@@ -87,10 +87,12 @@ def load_weights(trainer: Trainer, path: str | Path, in_shape: Sequence[int] | N
     shape = tuple(in_shape) if in_shape is not None else trainer.in_shape or files.in_shape(path)
     if shape is None:
         raise ValueError(
-            f"{path} does not tell the shape of a sample (PyTorch writes such files): load_weights(path, in_shape=(H, W, C))"
+            f"{path} does not tell the shape of a sample (PyTorch writes such files): "
+            "load_weights(path, in_shape=(H, W, C))"
         )
     weights, stats = files.load_weights(path, trainer.model, shape)
     trainer.restore(shape, {"weights": weights, "stats": stats, "moments": {}})
+    trainer.step, trainer.samples, trainer.history = 0, 0, []
 
 
 def _describe(thing: Any) -> dict[str, Any]:

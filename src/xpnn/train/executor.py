@@ -11,7 +11,7 @@ calls; layers see them as a tree of slices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,10 @@ class Executor:
     def save(self, state: State) -> HostState:
         """Copy a state from the device to the host."""
         return {
-            "weights": self._tree(np.array(self.backend.to_numpy(state["weights"]))),
-            "moments": {name: self._tree(np.array(self.backend.to_numpy(m))) for name, m in state["moments"].items()},
+            "weights": self._tree(np.array(self.backend.to_numpy(state["weights"])), np),
+            "moments": {
+                name: self._tree(np.array(self.backend.to_numpy(m)), np) for name, m in state["moments"].items()
+            },
             "stats": {path: np.array(self.backend.to_numpy(a)) for path, a in state["stats"].items()},
         }
 
@@ -73,8 +75,11 @@ class Executor:
         return self.backend.asarray(np.asarray([scale, *self.optimizer.scalars(lr, step)]), self.dtype)
 
     def session(self) -> AbstractContextManager[Any]:
-        """Entered around many steps: a backend's chance to set the machine up for them."""
-        return nullcontext()
+        """Entered around many steps: a backend's chance to set the machine up for them.
+
+        Here it holds NumPy's warnings back: the step itself tells of what is not finite.
+        """
+        return np.errstate(all="ignore")
 
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
@@ -146,10 +151,10 @@ class Executor:
         rows = [np.asarray(tree[path], dtype=self.dtype).reshape(-1) for path in self.shapes]
         return self.backend.asarray(np.concatenate(rows) if rows else np.zeros(0, self.dtype), copy=True)
 
-    def _tree(self, flat: Array) -> dict[str, Array]:
-        tree, start = {}, 0
+    def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
+        xp, tree, start = xp or self.backend.xp, {}, 0
         for path, shape in self.shapes.items():
             size = prod(shape)
-            tree[path] = self.backend.xp.reshape(flat[start : start + size], shape)
+            tree[path] = xp.reshape(flat[start : start + size], shape)
             start += size
         return tree

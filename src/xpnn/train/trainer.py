@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from xpnn import backend as backends
 from xpnn import losses
 from xpnn.backend import Backend
-from xpnn.data.batches import ArrayBatches, Door, IterableBatches
+from xpnn.data.batches import ArrayBatches, Door, IterableBatches, whole
 from xpnn.errors import NonFiniteError, ShapeError
 from xpnn.layers.base import Layer
 from xpnn.ops._array import Array
@@ -67,7 +68,10 @@ class Trainer:
         self.model = model
         self.loss = losses.get(loss)
         self.loss.check_model(model)
-        self.optimizer = optimizer or SGD(lr=0.05, momentum=0.9)
+        for given, kind, example in ((optimizer, Optimizer, "Adam(lr=1e-3)"), (schedule, Schedule, "Cosine()")):
+            if not isinstance(given, kind | None):
+                raise TypeError(f"{kind.__name__.lower()}={given!r}; expected one of xpnn.optim, e.g. {example}")
+        self._optimizer = optimizer or SGD(lr=0.05, momentum=0.9)
         self.schedule = schedule or Constant()
         self.backend = backends.get(backend, device)
         self.seed = seed
@@ -90,12 +94,28 @@ class Trainer:
             self.model.shape(in_shape)  # raises where a layer does not fit
             weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
             self.restore(in_shape, {"weights": weights, "stats": stats, "moments": {}})
-        elif self.in_shape != in_shape:
-            raise ShapeError(
-                f"samples have shape {in_shape}, but this model was built for {self.in_shape}; "
-                "bring them to that size, or make a new Trainer"
-            )
+        else:
+            self._out_shape(in_shape)
         return self
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """How the gradient moves the weights; may be replaced by one of its kind, e.g. with a smaller `lr`."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        if type(optimizer) is not type(self._optimizer):
+            raise TypeError(
+                f"{optimizer!r} cannot go on where {self._optimizer!r} left off; "
+                "make a new Trainer, and take the weights there with save_weights and load_weights"
+            )
+        compiled_in = replace(optimizer, lr=self._optimizer.lr) != self._optimizer  # all but the learning rate is
+        host = None if self._state is None or not compiled_in else self.host_state()
+        self._optimizer = optimizer
+        if host is not None and self.in_shape is not None:
+            del self.executor
+            self.restore(self.in_shape, host)
 
     @property
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -124,6 +144,8 @@ class Trainer:
 
     def restore(self, in_shape: tuple[int, ...], host: HostState) -> None:
         """Take over a state from the host, for samples of shape `in_shape`."""
+        if self.in_shape != in_shape:
+            self.__dict__.pop("executor", None)
         self.in_shape = in_shape
         self._state = self.executor.load(host)
 
@@ -156,30 +178,34 @@ class Trainer:
         Raises:
             ShapeError: data that do not fit the model, the loss or each other.
             NonFiniteError: data or loss are not finite; the weights are those before the step.
+            ValueError: the model has no weights.
         """
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ValueError(f"epochs={epochs!r}; expected an integer ≥ 0")
+        epochs = whole("epochs", epochs, 0)
         source = self._source(images, labels, batch_size)
+        if not self.executor.shapes:
+            raise ValueError(f"{self.model!r} has no weights: there is nothing to train, but evaluate and predict work")
         validation = None
         if validation_data is not None:
             pair = isinstance(validation_data, tuple) and len(validation_data) == 2
+            pair = pair and not isinstance(validation_data[0], tuple)  # that is a source of two batches
             x, y = validation_data if pair else (validation_data, None)
             validation = self._source(x, y, batch_size)
         fit, records, callbacks = Fit(self, source, epochs), [], tuple(callbacks)
-        for callback in callbacks:
-            callback.on_begin(fit)
-        for _ in range(epochs):
-            with self.executor.session():
-                record = self._epoch(fit, callbacks)
-                if validation is not None:
-                    record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
-            fit.losses.append(record["validation_loss" if validation else "loss"])
-            self.history.append(record)
-            records.append(record)
+        with ExitStack() as ends:
+            for callback in reversed(callbacks):
+                ends.callback(callback.on_end, fit)
             for callback in callbacks:
-                callback.on_epoch(fit, record)
-        for callback in callbacks:
-            callback.on_end(fit)
+                callback.on_begin(fit)
+            for _ in range(epochs):
+                with self.executor.session():
+                    record = self._epoch(fit, callbacks)
+                    if validation is not None:
+                        record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
+                fit.losses.append(record["loss" if validation is None else "validation_loss"])
+                self.history.append(record)
+                records.append(record)
+                for callback in callbacks:
+                    callback.on_epoch(fit, record)
         return records
 
     def evaluate(self, images: Any, labels: Any = None, *, batch_size: int = 256) -> dict[str, float]:
@@ -195,7 +221,9 @@ class Trainer:
             images: `(N, H, W, C)`, a NumPy array or one of this trainer's backend.
             batch_size: samples computed at a time.
         """
+        batch_size = whole("batch_size", batch_size, 1)
         x = self._door.images(images)
+        self._out_shape(x.shape[1:])
         self.build(x.shape[1:])
         n, xp, executor, state = x.shape[0], self.backend.xp, self.executor, self._state
         assert state is not None
@@ -253,31 +281,51 @@ class Trainer:
     def _source(self, images: Any, labels: Any, batch_size: int) -> Source:
         if labels is not None:
             x = self._door.images(images)
-            self.build(x.shape[1:])
-            return ArrayBatches(self._door, x, labels, self.model.shape(self.in_shape or ()), batch_size)
+            arrays = ArrayBatches(self._door, x, labels, self._out_shape(x.shape[1:]), batch_size)
+            self.build(x.shape[1:])  # once all is well: data that are refused settle no size
+            return arrays
         if hasattr(images, "shape"):
             raise TypeError("images came without labels; give both, or a source of batches (images, labels)")
         if not hasattr(images, "__iter__"):
             raise TypeError(f"a {type(images).__name__} is neither arrays nor a source of batches (images, labels)")
-        if self.in_shape is None and iter(images) is not images:
-            first = next(iter(images), None)
-            if isinstance(first, tuple | list) and len(first) == 2:
-                self.build(self._door.images(first[0]).shape[1:])
-        return IterableBatches(self._door, images, self.model.shape(self.in_shape) if self.in_shape else ())
+        batches = IterableBatches(self._door, images, self._out_shape)
+        if self.in_shape is None:
+            self.build(batches.batch(0)[0].shape[1:])
+        return batches
+
+    def _out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the output for samples of shape `in_shape`; raises where that is not what they should be."""
+        in_shape = tuple(in_shape)
+        first = len(in_shape) == 3 and in_shape[0] <= 4 < in_shape[1] and in_shape[1] == in_shape[2]
+        if self.in_shape is None and first:
+            raise ShapeError(
+                f"images of shape (N, {', '.join(map(str, in_shape))}) look as if channels came first; expected "
+                "(N, H, W, C): np.moveaxis(images, 1, -1). Where they are channels last nonetheless, say so "
+                f"beforehand: trainer.build({in_shape})"
+            )
+        if self.in_shape not in (None, in_shape):
+            moved = first and (*in_shape[1:], in_shape[0]) == self.in_shape
+            remedy = "np.moveaxis(images, 1, -1)" if moved else "bring them to that size, or make a new Trainer"
+            raise ShapeError(f"samples have shape {in_shape}, but this model was built for {self.in_shape}: {remedy}")
+        return self.model.shape(in_shape)
 
     def _epoch(self, fit: Fit, callbacks: Iterable[Callback]) -> Record:
         order = fit.begin_epoch()
-        for images, targets, host in fit.source.epoch(order):
-            lr = self.optimizer.lr * self.schedule(fit.progress)
-            scalars = self.executor.scalars(self.loss.divisor(host), lr, self.step + 1)
-            draws = self._draws(self.samples, len(host))
-            assert self._state is not None
-            self._state, metrics = self.executor.step(self._state, images, targets, draws, scalars)
-            self.step += 1
-            self.samples += len(host)
-            fit.add(metrics, host, lr)
-            for callback in callbacks:
-                callback.on_step(fit)
+        try:
+            for images, targets, host in fit.source.epoch(order):
+                lr = self.optimizer.lr * self.schedule(fit.progress)
+                scalars = self.executor.scalars(self.loss.divisor(host), lr, self.step + 1)
+                draws = self._draws(self.samples, len(host))
+                assert self._state is not None
+                self._state, metrics = self.executor.step(self._state, images, targets, draws, scalars)
+                self.step += 1
+                self.samples += len(host)
+                fit.add(metrics, host, lr)
+                for callback in callbacks:
+                    callback.on_step(fit)
+        except BaseException:
+            fit.settle()
+            raise
         return fit.end_epoch()
 
     def _draws(self, first: int, samples: int) -> Mapping[str, Array]:
@@ -320,15 +368,13 @@ class Total:
         if self.waiting:
             backend = self.trainer.backend
             rows = backend.to_numpy(backend.xp.stack(self.waiting)).astype(np.float64)
-            rows[np.cumprod(rows[:, 2]) == 0] = 0  # from the first step that is not finite nothing was done
+            rows[rows[:, 2] == 0, 0] = np.nan
             self.sums, self.waiting = self.sums + rows.sum(axis=0), []
         return self.sums
 
     def means(self) -> dict[str, float]:
         """Mean loss and, where answers can be right or wrong, accuracy."""
-        loss, right, finite = self.fetch()
-        if finite < self.steps:
-            loss = np.nan
+        loss, right, _ = self.fetch()
         means = {"loss": float(loss / self.divisor) if self.divisor else 0.0}
         if self.trainer.loss.answers:
             means["accuracy"] = float(right / self.counted) if self.counted else 0.0
@@ -378,7 +424,7 @@ class Fit:
         """Draw the order of an epoch."""
         self.epoch, self.step, self.images = self.epoch + 1, 0, 0
         self._total, self._began = Total(self.trainer), time.perf_counter()
-        self._first_sample = self.trainer.samples
+        self._sizes: list[int] = []
         if not isinstance(self.source, ArrayBatches):
             self._order = None
         else:
@@ -389,14 +435,23 @@ class Fit:
     def add(self, metrics: Array, host: np.ndarray[Any, Any], lr: float) -> None:
         """One step is done."""
         self._total.add(metrics, host)
+        self._sizes.append(len(host))
         self.step, self.done, self.images, self.lr = self.step + 1, self.done + 1, self.images + len(host), lr
+
+    def settle(self) -> int:
+        """The steps of this epoch that were done; from one that was not finite on, the trainer takes them back."""
+        done, trainer = int(self._total.fetch()[2]), self.trainer
+        if done < self.step and trainer._state is not None:
+            trainer.step -= self.step - done
+            trainer.samples -= sum(self._sizes[done:])
+            trainer._state["finite"] = trainer.backend.asarray(np.asarray(True))
+        return done
 
     def end_epoch(self) -> Record:
         """The record of the epoch; raises where a step was not finite."""
-        finite = int(self._total.fetch()[2])
-        seconds = self.seconds
-        if finite < self._total.steps:
-            self._fallen(finite)
+        done, seconds = self.settle(), self.seconds
+        if done < self.step:
+            raise self._not_finite(done)
         return {
             "epoch": len(self.trainer.history) + 1,
             **self._total.means(),
@@ -405,23 +460,21 @@ class Fit:
             "images_per_second": self.images / seconds,
         }
 
-    def _fallen(self, finite: int) -> None:
-        """Take the counters back to the last good step, replay the one that fell, and say where."""
+    def _not_finite(self, batch: int) -> NonFiniteError:
+        """Replay the step that was not finite, and say where."""
         trainer, state = self.trainer, self.trainer._state
         assert state is not None
-        sizes = [len(host) for _, _, host in (self.source.batch(i, self._order) for i in range(finite + 1))]
-        trainer.step -= self._total.steps - finite
-        trainer.samples = self._first_sample + sum(sizes[:-1])
-        images, _, host = self.source.batch(finite, self._order)
+        images, _, host = self.source.batch(batch, self._order)
         found = trainer.executor.first_not_finite(state, images, trainer._draws(trainer.samples, len(host)))
-        state["finite"] = trainer.backend.asarray(np.asarray(True))
         where = (
             f"the first output that is not finite is that of layer {found[0]} ({found[1]!r})"
             if found
-            else "every layer's output is finite, the loss or the update is not"
+            else "the outputs of all layers are finite, but the loss or the update of the weights is not"
         )
-        raise NonFiniteError(
-            f"training left the finite numbers at step {trainer.step + 1} (epoch {self.epoch}, batch {finite + 1}): "
-            f"{where}. The weights are those before that step. Use a smaller learning rate than "
-            f"{trainer.optimizer.lr}, or clip the gradient, e.g. {type(trainer.optimizer).__name__}(…, clip_norm=1.0)"
+        old = trainer.optimizer
+        new = replace(old, lr=float(f"{old.lr / 10:.2g}"), clip_norm=old.clip_norm or 1.0)
+        return NonFiniteError(
+            f"training left the finite numbers at step {trainer.step + 1} (epoch {len(trainer.history) + 1}, "
+            f"batch {batch + 1}): {where}. The weights are those before that step. Go on with a smaller learning "
+            f"rate or a clipped gradient, e.g. trainer.optimizer = {new!r}"
         )
