@@ -16,9 +16,6 @@ from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.errors import BackendError
 
-VARIANTS: pytest.StashKey[list[harness.Variant]] = pytest.StashKey()
-NOT_RUN: pytest.StashKey[dict[str, str]] = pytest.StashKey()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -34,17 +31,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cases(cases, dtype=None, where=None): run on these cases on each backend")
     config.addinivalue_line("markers", "eager: not on second variants, nor where each case is compiled")
     chosen = config.getoption("--backend")
-    config.stash[VARIANTS] = []
-    config.stash[NOT_RUN] = dict.fromkeys(backends.names(), "not chosen by --backend")
+    config.stash[harness.VARIANTS] = []
+    config.stash[harness.NOT_RUN] = dict.fromkeys(backends.names(), "not chosen by --backend")
     for name in chosen or backends.names():
         reason = why_unavailable(name)
         if reason is None:
-            config.stash[VARIANTS] += harness.variants(name)
-            del config.stash[NOT_RUN][name]
+            config.stash[harness.VARIANTS] += harness.variants(name)
+            del config.stash[harness.NOT_RUN][name]
         elif chosen:
             raise pytest.UsageError(f"--backend {name}: {reason}")
         else:
-            config.stash[NOT_RUN][name] = reason
+            config.stash[harness.NOT_RUN][name] = reason
 
 
 def why_unavailable(name: str) -> str | None:
@@ -59,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("cases")
     eager = metafunc.definition.get_closest_marker("eager") is not None
-    variants = [v for v in metafunc.config.stash[VARIANTS] if not eager or (v.full and not v.traced)]
+    variants = [v for v in metafunc.config.stash[harness.VARIANTS] if not eager or (v.full and not v.traced)]
     if marker is None:
         metafunc.parametrize("variant", variants, ids=lambda v: v.name)
         return
@@ -75,7 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for name, reason in config.stash[NOT_RUN].items():
+    for name, reason in config.stash[harness.NOT_RUN].items():
         terminalreporter.write_line(f"backend {name} was not run: {reason}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+import pytest
 from xpnn_numpy import NumPyBackend
 
 from xpnn import backend as backends
@@ -53,6 +54,11 @@ def _read_only(value: Any) -> Any:
 class ReadOnlyBackend(NumPyBackend):
     def asarray(self, x, dtype=None, *, copy=None):
         return _read_only(super().asarray(x, dtype, copy=True))
+
+
+VARIANTS: pytest.StashKey[list["Variant"]] = pytest.StashKey()
+NOT_RUN: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+"""In the stash of pytest's config: what this run runs on, and which backends it leaves out, and why."""
 
 
 @dataclass(frozen=True)

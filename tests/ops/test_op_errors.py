@@ -95,6 +95,14 @@ BAD = {
         lambda: ops.max_pool(IMAGE, window=2, padding=2),
         "padding ((2, 2), (2, 2)) is more than half the window (2, 2): a window could lie in the padding alone",
     ),
+    "max_pool: taps around the input": (
+        lambda: ops.max_pool(f(1, 2, 3, 1), window=2, stride=1, dilation=4, padding=2),
+        "with dilation (4, 4) and padding ((2, 2), (2, 2)) a window of (2, 2) sees nothing of the input of (2, 3)",
+    ),
+    "avg_pool: taps around the input": (
+        lambda: ops.avg_pool(f(1, 1, 1), window=2, dilation=2, padding=1),
+        "sees nothing",
+    ),
     "avg_pool: padding": (lambda: ops.avg_pool(IMAGE, window=3, padding=((0, 2), (0, 0))), "more than half the window"),
     "max_pool: no axes": (lambda: ops.max_pool(f(4, 4), window=2), "x has no spatial axes"),
     "max_pool: integers": (lambda: ops.max_pool(i(1, 4, 4, 1), window=2), "x has dtype int32"),

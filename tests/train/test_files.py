@@ -46,7 +46,8 @@ from xpnn.layers import (
 )
 from xpnn.random import Stream
 from xpnn.train import files
-from xpnn.train.files import differences, load_weights, read, write
+from xpnn.train.files import load_weights, read, write
+from xpnn.train.torch_layout import differences
 
 # A network with most of what can lie in a file: conv, grouped and transposed, norms, a residual block, branches,
 # two dense layers behind a Flatten of a shape that is not square, with a norm and a dropout in between.
@@ -196,6 +197,13 @@ def test_load_weights_passes_over_model_and_optimizer(path):
     found = load_weights(path, named, IN_SHAPE)
     assert_same(found[0], weights)
     assert_same(found[1], stats)
+
+
+def test_the_sample_shape_alone(path):
+    save(path)
+    assert files.in_shape(path) == IN_SHAPE
+    safetensors.numpy.save_file({"weight": np.zeros(3)}, path)
+    assert files.in_shape(path) is None
 
 
 # Arrays of every kind

@@ -8,6 +8,7 @@ one in row-major order, on every backend.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def max_pool(
         `y (N, *out, C)` and `backward(dy) → (dx,)`.
 
     Raises:
-        ShapeError: a window larger than the padded input, or padding of more than half the window.
+        ShapeError: a window larger than the padded input, padding of more than half the window, or a window
+            that sees padding alone.
     """
     xp = floats("max_pool", x=x)
     w = pool_window("max_pool", tuple(x.shape[1:-1]), window, stride, padding, dilation, ceil_mode)
@@ -184,7 +186,23 @@ def pool_window(
             f"{op}: padding {w.pads} is more than half the window {w.size}: a window could lie in the padding "
             "alone; use less padding or a larger window"
         )
+    if not _all_see_input(w):
+        raise ShapeError(
+            f"{op}: with dilation {w.dilation} and padding {w.pads} a window of {w.size} sees nothing of the input of "
+            f"{w.n}: its taps step over it; use less padding or dilation"
+        )
     return w
+
+
+@lru_cache(maxsize=4096)
+def _all_see_input(w: Window) -> bool:
+    """Whether each window has a tap on a real input."""
+    axes = zip(w.n, w.size, w.stride, w.dilation, w.pads, w.out, strict=True)
+    return all(
+        any(0 <= o * s - before + t * d < n for t in range(k))
+        for n, k, s, d, (before, _), out in axes
+        for o in range(out)
+    )
 
 
 def _first(xp: Any, x: Array, w: Window) -> Array:
