@@ -13,7 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_cases.py", "tests/layers", "tests/ops", "tests/optim", "tests/train"]
+TESTS = [
+    "tests/test_cases.py",
+    "tests/ops",
+    "tests/layers",
+    "tests/optim",
+    "tests/backends/test_numpy_pieces.py",
+    "tests/train",
+]
 
 MUTATIONS = {  # what goes wrong: file, the code, what it becomes
     "conv kernel flipped": (

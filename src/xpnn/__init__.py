@@ -11,7 +11,7 @@ From the ground up: `backend` (where arrays live), `random`, `ops` (the maths), 
 `naive` (the tutorial's layers, to read), `optim`, `losses`, `data`, `train`, `models`, `cli`.
 """
 
-from xpnn import backend, data, layers, losses, models, ops, optim, random
+from xpnn import backend, data, layers, losses, models, naive, ops, optim, random
 from xpnn.errors import BackendError, FileFormatError, MixedBackendsError, NonFiniteError, ShapeError
 from xpnn.train import Callback, Trainer
 
@@ -30,6 +30,7 @@ __all__ = [
     "layers",
     "losses",
     "models",
+    "naive",
     "ops",
     "optim",
     "random",

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from training import IMAGES, LABELS, PLAIN, SHAPE
+from training import IMAGES, LABELS, PLAIN, SHAPE, recorded
 
 import xpnn
 from xpnn import Trainer
@@ -178,10 +178,14 @@ def test_the_first_step_of_adam_has_the_size_of_the_learning_rate():
 
 
 def test_adam_corrects_by_the_trainers_step():
-    trainer = Trainer(PLAIN, optimizer=Adam(0.1, beta1=0.9, beta2=0.99), backend="numpy")
-    trainer.fit(IMAGES, LABELS, batch_size=20, epochs=3)
-    scalars = trainer.executor.scalars(20, 0.1, trainer.step)
-    np.testing.assert_allclose(scalars, [0.05, 0.1, 0.1 / (1 - 0.9**3), 1 / np.sqrt(1 - 0.99**3)], rtol=1e-6)
+    trainer = Trainer(PLAIN, optimizer=Adam(0.1, beta1=0.9, beta2=0.99), backend="numpy").build(SHAPE)
+    with recorded(trainer) as seen:
+        trainer.fit(IMAGES, LABELS, batch_size=10)
+        trainer.fit(IMAGES, LABELS, batch_size=20)  # the count goes on
+    for step, (*_, scalars) in enumerate(seen, 1):
+        expected = [1 / (10, 10, 20)[step - 1], 0.1, 0.1 / (1 - 0.9**step), 1 / np.sqrt(1 - 0.99**step)]
+        np.testing.assert_allclose(scalars, expected, rtol=1e-6)
+    assert len(seen) == 3
 
 
 def test_corrections_are_worked_out_in_float64():

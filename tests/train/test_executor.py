@@ -133,6 +133,16 @@ def test_what_is_not_finite_stops_all_that_follows(backend):
     assert_same_tree(executor.save(state), before)
 
 
+def test_weights_that_would_not_be_finite_are_not_taken_over(backend):
+    executor, state = made(backend)
+    before = executor.save(state)
+    with executor.session():
+        state, metrics = step(backend, executor, state, images=10 * IMAGES[:N], divisor=1, lr=3e38)
+    assert np.isfinite(metrics[0])
+    assert metrics[2] == 0
+    assert_same_tree(executor.save(state), before)
+
+
 def test_a_step_writes_to_nothing_but_its_state(backend):
     executor, state = made(backend, MASKED)
     mask = Stream(0, "mask").mask(0, N, (36,), 0.5)

@@ -264,7 +264,7 @@ OPS = [
     of_op("max_pool", "padding-pairs", (2, 4, 5, 2), window=2, stride=2, padding=((0, 1), (1, 0))),
     of_op("max_pool", "padding-dilated", Data((2, 5, 5, 2), "negative"), window=3, stride=2, padding=2, dilation=2),
     of_op("max_pool", "same", (2, 5, 4, 2), window=(2, 3), stride=1, padding="same"),
-    of_op("max_pool", "ceil", (2, 5, 4, 2), window=2, stride=(3, 2), ceil_mode=True),
+    of_op("max_pool", "ceil", (2, 5, 6, 2), window=2, stride=(2, 3), ceil_mode=True),
     of_op("max_pool", "ceil-padding", (2, 4, 5, 2), window=2, stride=2, padding=1, ceil_mode=True),
     of_op("max_pool", "ties", Data((2, 4, 6, 2), "ties"), window=2),
     of_op("max_pool", "ties-overlapping", Data((2, 5, 5, 2), "ties"), window=3, stride=1, padding=1),
@@ -280,7 +280,7 @@ OPS = [
     of_op("avg_pool", "padding-uncounted", (2, 5, 4, 2), window=3, stride=2, padding=1, count_include_pad=False),
     of_op("avg_pool", "padding-pairs", (2, 4, 5, 2), window=2, padding=((0, 1), (1, 0)), count_include_pad=False),
     of_op("avg_pool", "same", (2, 5, 4, 2), window=(2, 3), stride=2, padding="same"),
-    of_op("avg_pool", "ceil", (2, 5, 4, 2), window=2, stride=(3, 2), ceil_mode=True),
+    of_op("avg_pool", "ceil", (2, 5, 6, 2), window=2, stride=(2, 3), ceil_mode=True),
     of_op("avg_pool", "ceil-padding", (2, 6, 4, 2), window=3, stride=2, padding=1, ceil_mode=True),
     of_op(
         "avg_pool", "ceil-padding-uncounted", (2, 6, 4, 2),
