@@ -1,7 +1,7 @@
 """What the tests run on: the variants of the backends, and a case placed on one of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -78,12 +78,7 @@ class Variant:
     @contextmanager
     def active(self) -> Iterator[Backend]:
         """The backend, ready for use."""
-        if not self.x64:
-            yield self.backend
-            return
-        import jax
-
-        with jax.enable_x64(True):
+        with jax_x64() if self.x64 else nullcontext():
             yield self.backend
 
     @cached_property
@@ -128,6 +123,13 @@ def variants(name: str) -> list[Variant]:
         ],
     }.get(name, [Variant(name, name, cls)])
     return [first, *second]
+
+
+def jax_x64() -> AbstractContextManager[None]:
+    """64 bits in JAX, for a while."""
+    import jax
+
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
 
 
 @cache

@@ -137,7 +137,9 @@ def test_the_backend_may_come_from_the_environment(monkeypatch, capsys):
 
 
 def test_the_target(capsys, tmp_path):
-    assert train("--target-accuracy", 0.1) == 0
+    train("--json")
+    accuracy = json.loads(capsys.readouterr().out)["test_accuracy"]
+    assert train("--target-accuracy", accuracy) == 0  # reached is met
     assert capsys.readouterr().err == ""
     assert train("--target-accuracy", 1, "--json", "--out", tmp_path / "run") == 1
     out, err = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from harness import jax_x64
 from networks import random_network
 
 from xpnn import parity
@@ -51,7 +52,7 @@ def test_torch(seed):
 def test_jax(seed):
     jax = pytest.importorskip("jax")
     case = network(seed)
-    with jax.enable_x64(True):
+    with jax_x64():
         arrays = {name: jax.numpy.asarray(a) for name, a in case.arrays().items()}
         inputs = {name: arrays[name] for name in trained(case)}
         dy = jax.numpy.asarray(case.dy((4, *case.layer.shape(case.data["x"].shape[1:]))))

@@ -71,7 +71,7 @@ class Executor:
 
     def scalars(self, divisor: float, lr: float, step: int) -> Array:
         """All that changes from step to step as one vector: what the gradient is scaled by, then the optimizer's."""
-        scale = 1 / divisor if divisor else 0.0  # a batch of ignored labels alone moves nothing
+        scale = 1 / divisor if divisor else 0.0  # a batch of ignored labels alone has no gradient
         return self.backend.asarray(np.asarray([scale, *self.optimizer.scalars(lr, step)]), self.dtype)
 
     def session(self) -> AbstractContextManager[Any]:
