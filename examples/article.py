@@ -39,13 +39,13 @@ naive_speed = len(images[: args.naive_images]) / (time.perf_counter() - begun)
 trainer = xpnn.Trainer(
     xpnn.models.get("article"),
     loss=xpnn.losses.CrossEntropy(label_smoothing=0.05),
-    optimizer=xpnn.optim.SGD(lr=0.03, momentum=0.9),
+    optimizer=xpnn.optim.SGD(lr=0.08, momentum=0.9, nesterov=True),
     schedule=xpnn.optim.OneCycle(),
     backend=args.backend,
     seed=args.seed,
 )
 print(f"{trainer.model!r} on {trainer.backend.name}, {len(labels):,} images")
-for record in trainer.fit(images, labels, epochs=args.epochs, batch_size=16):
+for record in trainer.fit(images, labels, epochs=args.epochs, batch_size=32):
     print(f"epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.4f}")
 speed = np.median([r["images_per_second"] for r in trainer.history])
 

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache, cached_property
 from itertools import pairwise
 from math import prod
@@ -42,8 +42,12 @@ class PiecesExecutor(Executor):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite."""
-        with np.errstate(all="ignore"), _one_blas_thread() if self.pieces else nullcontext():
+        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite.
+
+        Also where nothing is cut: BLAS's threads wait by spinning, which on a busy machine costs far more
+        than they gain on matrices of this size.
+        """
+        with np.errstate(all="ignore"), _one_blas_thread():
             yield
 
     def gradient(

@@ -111,7 +111,7 @@ def test_blas_gets_its_threads_back():
 @pytest.mark.parametrize("value", ["0", "two", "-1"])
 def test_a_wrong_number_of_threads_is_refused(monkeypatch, value):
     monkeypatch.setenv("XPNN_THREADS", value)
-    with pytest.raises(ValueError, match="XPNN_THREADS=.*positive integer"):
+    with pytest.raises(ValueError, match=r"XPNN_THREADS=.*positive integer"):
         trained()
 
 

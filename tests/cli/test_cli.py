@@ -55,7 +55,7 @@ def test_train(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     model, dataset, epoch, result, speed = out.splitlines()
-    assert model == "tiny-cnn: 28,714 parameters; backend numpy, device cpu"
+    assert model == "tiny-cnn: 14,762 parameters; backend numpy, device cpu"
     assert dataset == "digits: 200 images to train on, 359 to test"
     assert re.fullmatch(r"epoch 1/1  loss \d\.\d{4}  accuracy 0\.\d{4}  test 0\.\d{4}  [\d,]+ images/s", epoch)
     assert re.fullmatch(r"test accuracy 0\.\d{4}, test loss \d\.\d{4}, train accuracy 0\.\d{4}", result)
@@ -108,7 +108,7 @@ def test_out(tmp_path, capsys):
 def test_options_of_training(capsys):
     assert train("--json", "--batch-size", 64, "--lr", 0.5, "--optimizer", "adamw", "--model", "tiny-cnn") == 0
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["batch_size"], summary["model"], summary["parameters"]) == (64, "tiny-cnn", 28714)
+    assert (summary["batch_size"], summary["model"], summary["parameters"]) == (64, "tiny-cnn", 14762)
     assert summary["optimizer"].startswith("AdamW(lr=0.5")
 
 

@@ -10,6 +10,7 @@ from xpnn.layers import (
     BatchNorm,
     Conv2D,
     Dense,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Layer,
@@ -27,17 +28,18 @@ def article(classes: int = 10) -> Sequential:
 
 
 def tiny_cnn(classes: int = 10) -> Sequential:
-    """Two convolutions and one pool, for images as small as the 8×8 digits."""
+    """Two convolutions, one pool of overlapping windows and dropout: for few images as small as the 8×8 digits."""
     return Sequential(
         [
-            Conv2D(32, 3, padding="same"),
+            Conv2D(32, 3, padding="same", bias=False),
+            BatchNorm(),
             ReLU(),
-            Conv2D(32, 3),
+            Conv2D(32, 3, padding="same", bias=False),
+            BatchNorm(),
             ReLU(),
-            MaxPool2D(2),
+            MaxPool2D(3, stride=2, padding=1),
+            Dropout(0.5),
             Flatten(),
-            Dense(64),
-            ReLU(),
             Dense(classes),
         ]
     )
