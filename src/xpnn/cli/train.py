@@ -33,7 +33,7 @@ SCHEDULES: dict[str, optim.Schedule] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {  # what a data set is trained with unless the command line says otherwise
     "digits": {"model": "tiny-cnn", "epochs": 20, "batch_size": 32},
-    "mnist": {"model": "small-cnn", "epochs": 3, "batch_size": 128},
+    "mnist": {"model": "small-cnn", "epochs": 3, "batch_size": 64},
 }
 
 
