@@ -7,24 +7,54 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results}
 mkdir -p "$out"
-export PYTHONPATH="src:backends${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
+meta=$(mktemp -d)
+trap 'rm -rf "$meta"' EXIT
+# Offline nothing can be built: the sources are used as they lie, with the entry points written beside them.
+"$python" - "$meta" <<'EOP' || exit 2
+import pathlib, sys, tomllib
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+folder = pathlib.Path(sys.argv[1]) / "xpnn-0.dist-info"
+folder.mkdir()
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: xpnn\nVersion: {project['version']}\n")
+rows = [f"{name} = {value}" for name, value in project["entry-points"]["xpnn.backends"].items()]
+(folder / "entry_points.txt").write_text("\n".join(["[xpnn.backends]", *rows, ""]))
+EOP
+export PYTHONPATH="$PWD/src:$PWD/backends:$meta${PYTHONPATH:+:$PYTHONPATH}"
 failed=0
+if ! "$python" -c 'import sys; from xpnn import backend; sys.exit("cupy" not in backend.names())'; then
+    # xpnn is not installed here: backends are found by their entry points, so lend it the metadata of an install
+    lent=$(mktemp -d)
+    trap 'rm -rf "$lent"' EXIT
+    "$python" - "$lent" <<'EOF'
+import sys
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+folder = Path(sys.argv[1], f"xpnn-{project['version']}.dist-info")
+folder.mkdir()
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: xpnn\nVersion: {project['version']}\n")
+points = project["entry-points"]["xpnn.backends"].items()
+(folder / "entry_points.txt").write_text("[xpnn.backends]\n" + "".join(f"{k} = {v}\n" for k, v in points))
+EOF
+    export PYTHONPATH="$lent:$PYTHONPATH"
+fi
 part() {
     printf '\n== %s\n' "$1"
     shift
     "$@" || { failed=1; printf '!! failed: %s\n' "$*"; }
 }
-save() { # save FILE COMMAND…: standard output goes to the file
-    local file=$1
-    shift
-    timeout 120 "$@" > "$out/$file" && cat "$out/$file"
+save() { # save SECONDS FILE COMMAND…: standard output goes to the file
+    local seconds=$1 file=$2
+    shift 2
+    timeout "$seconds" "$@" > "$out/$file" && cat "$out/$file"
 }
 xpnn=("$python" -c 'import sys; from xpnn.cli import main; sys.exit(main())')
 
-part "backends" save backends.json "${xpnn[@]}" backends --json
-part "digits" save digits.json "${xpnn[@]}" train --backend cupy --json --target-accuracy 0.97
-[ -n "${XPNN_DATA:-}" ] && part "mnist" save mnist.json "${xpnn[@]}" train --backend cupy --dataset mnist --epochs 1 --json
+part "backends" save 30 backends.json "${xpnn[@]}" backends --json
+part "digits" save 60 digits.json "${xpnn[@]}" train --backend cupy --json --target-accuracy 0.97
+[ -n "${XPNN_DATA:-}" ] && part "mnist" save 60 mnist.json "${xpnn[@]}" train --backend cupy --dataset mnist --epochs 1 --json
 part "step" timeout 150 "$python" benchmarks/step.py --backend cupy --json "$out/step-gpu.json"
-part "suite" bash -c "set -o pipefail; timeout 280 $python -m pytest -q --backend cupy | tee '$out/suite.txt'"
+part "suite" bash -c "set -o pipefail; timeout 280 \"\$0\" -m pytest -q --backend cupy | tee \"\$1\"" "$python" "$out/suite.txt"
 exit $failed

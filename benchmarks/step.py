@@ -11,6 +11,7 @@ the learning rate is small: weights that overflow would slow both sides down.
 import argparse
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -52,6 +53,8 @@ def pytorch(model, images, labels, device, channels_last, compiled):
     """The same steps in PyTorch."""
     import torch
 
+    if device != "cpu":
+        torch.backends.cudnn.allow_tf32 = False  # float32 on both sides; PyTorch's default is less
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = torch_network(xpnn.models.get(model), images.shape[1:]).to(device=device, memory_format=layout)
     x = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).to(device=device, memory_format=layout)
@@ -164,7 +167,10 @@ def main(arguments=None):
     if args.rounds < 2:
         parser.error("--rounds must be at least 2: the spread comes from them")
 
-    backend = xpnn.backend.get(args.backend)
+    try:
+        backend = xpnn.backend.get(args.backend)
+    except xpnn.errors.BackendError as e:
+        parser.error(str(e))
     peer = None
     try:
         import torch
@@ -173,6 +179,9 @@ def main(arguments=None):
         device = "cuda" if backend.gpu() and torch.cuda.is_available() else "cpu"
     except ImportError:
         print("PyTorch is not installed: no peer (pip install torch)", file=sys.stderr)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"others compute on this machine (load {load:.1f}): the times will tell little", file=sys.stderr)
     rng = np.random.default_rng(0)
     results = []
     print(f"{'network':10} {'batch':>5}  {'side':22} {'images/s':>9} {'spread':>7}  ratio")
@@ -209,6 +218,8 @@ def main(arguments=None):
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "backend": backend.describe(),
             "torch": peer,
+            "torch_threads": torch.get_num_threads() if peer else None,
+            "load_before": load,
             "settings": {k: v for k, v in vars(args).items() if k != "json"},
             "results": results,
         }
