@@ -1,7 +1,6 @@
 """The UCI digits that come with the package."""
 
 import io
-from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ def digits() -> Dataset:
 
     Source: the file ``optdigits.tes`` of https://doi.org/10.24432/C50P49, CC BY 4.0, in scikit-learn's copy.
     """
+    from importlib import resources  # a slow import
+
     file = resources.files(__package__) / "digits" / "digits.npz"
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
         counts, labels = arrays["images"], arrays["labels"].astype(np.int64)

@@ -5,6 +5,8 @@ its input on the layer, and `backward` goes back through that last input: call t
 the input unchanged in between. Results have the dtype of the input, gradients of weights that of the weights.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Self, TypeAlias
 

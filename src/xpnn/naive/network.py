@@ -1,5 +1,7 @@
 """Layers in a row: forward through all of them, backward through all of them, and the training loop."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,7 +2,8 @@
 
 An op is a pure function `op(*arrays, **options) → y, backward`; `backward(dy)` returns one gradient for each
 array argument, None where it was None or is not trained. It may be called any number of times, and writes
-neither `dy` nor the inputs; `backward(dy, input_gradient=False)` leaves the gradient of the first out.
+neither `dy` nor the inputs; `backward(dy, input_gradient=False)` leaves the gradient of the first out (not in
+losses, which always give it).
 
     y, backward = ops.conv(x, weight, bias, padding="same")
     dx, dweight, dbias = backward(dy)

@@ -109,13 +109,13 @@ class Case:
     training: bool = False
 
     def arrays(self) -> dict[str, Host | None]:
-        """The arrays on the host, floats as float64."""
-        return {k: None if d is None else d.draw(self._stream(k)) for k, d in self.data.items()}
+        """The arrays on the host, floats as float64; read-only."""
+        return {k: None if d is None else _read_only(d.draw(self._stream(k))) for k, d in self.data.items()}
 
     def dy(self, shape: Shape) -> Host:
         """What backward starts from; in exact cases whole numbers, whose sums are exact in any order."""
         dy = Data(shape).draw(self._stream("dy"))
-        return np.round(4 * dy) if self.exact else dy
+        return _read_only(np.round(4 * dy) if self.exact else dy)
 
     @property
     def smooth(self) -> bool:
@@ -187,6 +187,11 @@ def missing() -> list[str]:
     """The ops and the registered layers without a case."""
     covered = {case.subject for case in (*OPS, *LAYERS)}
     return [name for name in (*op_names(), *L.REGISTRY) if name not in covered]
+
+
+def _read_only(a: Host) -> Host:
+    a.flags.writeable = False
+    return a
 
 
 def _labels(*shape: int, classes: int, dtype: str = "int32") -> Data:

@@ -25,7 +25,6 @@ from xpnn.layers.base import Layer
 from xpnn.ops._array import Array
 from xpnn.optim import SGD, Constant, Optimizer, Progress, Schedule
 from xpnn.random import Stream
-from xpnn.train import checkpoint
 from xpnn.train.callbacks import Callback
 from xpnn.train.executor import Executor, HostState, State
 
@@ -237,10 +236,14 @@ class Trainer:
 
     def save(self, path: str | Path) -> None:
         """Write the whole state to a safetensors file: weights, statistics, moments, counters and description."""
+        from xpnn.train import checkpoint  # reading and writing files takes more imports than training
+
         checkpoint.save(self, path, whole=True)
 
     def save_weights(self, path: str | Path) -> None:
         """Write weights and statistics to a safetensors file that PyTorch loads as it is."""
+        from xpnn.train import checkpoint
+
         checkpoint.save(self, path, whole=False)
 
     @classmethod
@@ -257,6 +260,8 @@ class Trainer:
         Raises:
             FileFormatError: not such a file, damaged, or with layers that are not in `custom_layers`.
         """
+        from xpnn.train import checkpoint
+
         return checkpoint.load(cls, path, backend, device, custom_layers)
 
     def load_weights(self, path: str | Path, in_shape: Sequence[int] | None = None) -> Trainer:
@@ -269,6 +274,8 @@ class Trainer:
         Raises:
             FileFormatError: not such a file, or names and shapes are not the model's: it lists what differs.
         """
+        from xpnn.train import checkpoint
+
         checkpoint.load_weights(self, path, in_shape)
         return self
 
