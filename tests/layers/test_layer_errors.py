@@ -121,6 +121,10 @@ BAD = {
     "initializer of a conv": (lambda: Conv2D(3, 3, initializer="he"), "initializer='he'; expected one of he_uniform"),
     "initializer of a conv transpose": (lambda: ConvTranspose2D(3, 3, initializer="he"), "initializer='he'"),
     "Dropout(1)": (lambda: Dropout(1.0), "Dropout: rate=1.0; expected the probability to drop a value, 0 ≤ rate < 1"),
+    "Dropout without its mask": (
+        lambda: apply(Dropout(0.5), f(2, 3), training=True),
+        "training needs this layer's mask: hand in what draws() asks for",
+    ),
     "Dropout(-1)": (lambda: Dropout(-0.1), "Dropout: rate=-0.1; expected"),
     "GELU": (lambda: GELU("erf"), "GELU: approximate='erf'; expected 'none' or 'tanh'"),
     "no channels to make": (lambda: Conv2D(0, 3), "Conv2D: channels=0; expected a positive integer"),

@@ -199,3 +199,10 @@ def test_kernels_must_fit():
     with pytest.raises(ValueError, match="the kernel for 'elu' takes"):
         Ops({"elu": lambda ops, x, *, alpha=2.0: x})
     assert Ops({"relu": lambda ops, x: (ops, x)}).relu(3)[1] == 3
+
+
+def test_lists_do_as_tuples():
+    w = f(2, 3, 3, 3)
+    lists, _ = ops.conv(IMAGE, w, stride=[1, 2], padding=[[1, 0], [0, 1]], dilation=[1, 1])
+    tuples, _ = ops.conv(IMAGE, w, stride=(1, 2), padding=((1, 0), (0, 1)), dilation=(1, 1))
+    np.testing.assert_array_equal(lists, tuples)

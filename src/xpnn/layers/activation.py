@@ -115,5 +115,7 @@ class Dropout(Layer):
         """See `xpnn.ops.dropout`; the identity where this is not training."""
         if not run.training or not self.rate:
             return x, {}, lambda dy, *, input_gradient=True: (dy if input_gradient else None, {})
+        if "keep" not in run.draws:
+            raise ShapeError("training needs this layer's mask: hand in what draws() asks for, Run(ops, True, draws)")
         y, op_backward = run.ops.dropout(x, run.draws["keep"], rate=self.rate)
         return y, {}, unweighted(op_backward)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 from xpnn.errors import ShapeError
 
@@ -63,7 +64,6 @@ class Window:
         return all(s.start == 0 and s.stop == out for s, out in zip(outputs, self.out, strict=True))
 
 
-@lru_cache(maxsize=4096)
 def window(
     op: str,
     n: tuple[int, ...],
@@ -74,6 +74,27 @@ def window(
     ceil_mode: bool = False,
 ) -> Window:
     """Check a geometry and work out its output size; remembered, so that a step pays for it once."""
+    try:
+        return _checked(op, n, size, stride, padding, dilation, ceil_mode)
+    except TypeError:  # lists cannot be looked up
+        given = (_tuples(value) for value in (size, stride, padding, dilation))
+        return _checked(op, n, *given, ceil_mode)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+@lru_cache(maxsize=4096)
+def _checked(
+    op: str,
+    n: tuple[int, ...],
+    size: Sizes,
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+    ceil_mode: bool,
+) -> Window:
     axes = len(n)
     size, stride, dilation = (
         each(op, name, value, axes) for name, value in (("window", size), ("stride", stride), ("dilation", dilation))
