@@ -211,11 +211,17 @@ def binary_cross_entropy(logits, target):
     return sum(map(loss, logits.reshape(-1), target.reshape(-1)))
 
 
+def conv_pool(x, weight, bias=None, *, pool, relu=False, **options):
+    y = max_pool(conv(x, weight, bias, **options), window=pool)
+    return np.maximum(y, 0) if relu else y
+
+
 VALUES = {
     "matmul": lambda a, b: np.einsum("...ij,...jk->...ik", a, b),
     "total": lambda x, *, axis, keepdims=False: np.sum(x, axis=axis, keepdims=keepdims),
     "conv": conv,
     "conv_transpose": conv_transpose,
+    "conv_pool": conv_pool,
     "dense": dense,
     "max_pool": max_pool,
     "avg_pool": avg_pool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import array_api_compat.numpy as xp
@@ -11,12 +12,14 @@ from xpnn.backend import Backend, standard_only
 from xpnn.errors import BackendError
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor
+from xpnn_numpy.kernels import KERNELS
 
 
 class NumPyBackend(Backend):
     """NumPy arrays; the BLAS that NumPy was built with does the matrix products."""
 
     name: ClassVar[str] = "numpy"
+    kernels: ClassVar[Mapping[str, Callable[..., Any]]] = KERNELS
     column_bytes: int = 1 << 20  # a block of columns and its products stay in the second-level cache
 
     @classmethod

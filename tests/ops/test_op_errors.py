@@ -119,7 +119,7 @@ BAD = {
     ),
     "batch_norm: one value": (
         lambda: ops.batch_norm(f(1, 3), f(3), f(3), f(3), f(3), training=True),
-        "x has shape (1, 3), 1 value(s) a channel; the variance of a batch needs at least 2: use a larger batch",
+        "the batch has 1 value(s) a channel; its variance needs at least 2: use a larger batch",
     ),
     "batch_norm: statistics": (
         lambda: ops.batch_norm(f(3, 3), f(3), f(3), f(1), f(3), training=False),

@@ -34,6 +34,11 @@ def conv(x, weight, bias, *, padding="valid", stride=1, dilation=1, groups=1):
     return last(f(first(x), first(weight), bias, stride=stride, padding=padding, dilation=dilation, groups=groups))
 
 
+def conv_pool(x, weight, bias, *, pool, relu=False, **options):
+    y = max_pool(conv(x, weight, bias, **options), window=pool)
+    return F.relu(y) if relu else y
+
+
 def conv_transpose(x, weight, bias, *, padding=0, **options):
     f = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.ndim - 3]
     cut = None
@@ -82,6 +87,7 @@ THEIRS = {
     "total": lambda x, *, axis, keepdims=False: torch.sum(x, axis, keepdim=keepdims),
     "conv": conv,
     "conv_transpose": conv_transpose,
+    "conv_pool": conv_pool,
     "dense": F.linear,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
@@ -114,7 +120,7 @@ def has_counterpart(case):
     if case.subject not in THEIRS:
         return False
     padding, stride = case.options.get("padding", 0), case.options.get("stride", 1)
-    if case.subject == "conv":
+    if case.subject in ("conv", "conv_pool"):
         return padding != "same" or stride == 1
     if case.subject == "avg_pool" and "dilation" in case.options:
         return False

@@ -24,11 +24,13 @@ from typing import Any
 
 from xpnn.ops import activation as _activation
 from xpnn.ops import convolution as _convolution
+from xpnn.ops import joined as _joined
 from xpnn.ops import linear as _linear
 from xpnn.ops import loss as _loss
 from xpnn.ops import norm as _norm
 from xpnn.ops import pool as _pool
 from xpnn.ops import sums as _sums
+from xpnn.ops._whole import Whole, alone
 
 
 class Ops:
@@ -37,12 +39,14 @@ class Ops:
     Args:
         kernels: op name → function of the same signature as the standard body, `ops` included.
         column_bytes: size of the blocks in which a convolution gathers its columns.
+        whole: joins a sum over these samples with those over the rest of the batch; see `xpnn.ops._whole`.
     """
 
     matmul = _sums.matmul
     total = _sums.total
     conv = _convolution.conv
     conv_transpose = _convolution.conv_transpose
+    conv_pool = _joined.conv_pool
     dense = _linear.dense
     max_pool = _pool.max_pool
     avg_pool = _pool.avg_pool
@@ -67,8 +71,13 @@ class Ops:
     huber = _loss.huber
     binary_cross_entropy = _loss.binary_cross_entropy
 
-    def __init__(self, kernels: Mapping[str, Callable[..., Any]] | None = None, column_bytes: int = 1 << 20) -> None:
-        self.column_bytes = column_bytes
+    def __init__(
+        self,
+        kernels: Mapping[str, Callable[..., Any]] | None = None,
+        column_bytes: int = 1 << 20,
+        whole: Whole = alone,
+    ) -> None:
+        self.column_bytes, self.whole = column_bytes, whole
         self.replaced = tuple(sorted(kernels or ()))
         for name, kernel in (kernels or {}).items():
             body = getattr(Ops, name, None)
@@ -95,6 +104,7 @@ matmul = standard.matmul
 total = standard.total
 conv = standard.conv
 conv_transpose = standard.conv_transpose
+conv_pool = standard.conv_pool
 dense = standard.dense
 max_pool = standard.max_pool
 avg_pool = standard.avg_pool

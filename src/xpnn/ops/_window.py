@@ -39,6 +39,11 @@ class Window:
         """Whether no input lies under two windows."""
         return all(d * (k - 1) < s for k, s, d in zip(self.size, self.stride, self.dilation, strict=True))
 
+    def axes(self) -> list[Window]:
+        """The same along each axis by itself."""
+        rows = zip(self.n, self.size, self.stride, self.dilation, self.pads, self.out, strict=True)
+        return [Window(*((value,) for value in row)) for row in rows]
+
     def taps(self) -> list[tuple[int, ...]]:
         """The taps of the window in row-major order."""
         return list(product(*(range(k) for k in self.size)))

@@ -23,8 +23,8 @@ Result = tuple[Array, Callable[..., tuple[Array | None]]]
 def relu(ops: Ops, x: Array) -> Result:
     """`max(x, 0)`; the slope at 0 is 0."""
     xp = floats("relu", x=x)
-    y = xp.clip(x, 0.0)
-    return y, _elementwise(lambda dy: xp.where(y > 0, dy, 0.0))
+    y = xp.maximum(x, 0.0)
+    return y, _elementwise(lambda dy: dy * xp.astype(y > 0, dy.dtype))  # `where` takes ten times as long on NumPy
 
 
 def leaky_relu(ops: Ops, x: Array, *, slope: float = 0.01) -> Result:
@@ -107,12 +107,12 @@ def dropout(ops: Ops, x: Array, keep: Array, *, rate: float) -> tuple[Array, Cal
             f"dropout: keep has shape {tuple(keep.shape)} and dtype {keep.dtype}; expected bool of the shape of x, "
             f"{tuple(x.shape)}"
         )
-    factor = 1 / (1 - rate)
+    factor = xp.astype(keep, x.dtype) * (1 / (1 - rate))
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, None]:
-        return (xp.where(keep, dy * factor, 0.0) if input_gradient else None), None
+        return (dy * factor if input_gradient else None), None
 
-    return xp.where(keep, x * factor, 0.0), backward
+    return x * factor, backward
 
 
 def _sigmoid(xp: object, x: Array) -> Array:

@@ -53,40 +53,30 @@ def conv(
     Raises:
         ShapeError: shapes or dtypes that do not fit, or a kernel larger than the padded input.
     """
-    xp = floats("conv", x=x, weight=weight, bias=bias)
-    if x.ndim != weight.ndim or x.ndim < 3:
-        raise ShapeError(
-            f"conv: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, *spatial, C) "
-            "and (C_out, *kernel, C / groups) with as many spatial axes in both"
-        )
-    c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])
-    _check_groups("conv", groups, c_out)
-    channels("conv", x, weight.shape[-1] * groups, "the weights")
-    vectors("conv", c_out, bias=bias)
-    w = window("conv", tuple(x.shape[1:-1]), kernel, stride, padding, dilation)
+    xp, w = geometry("conv", x, weight, bias, stride, padding, dilation, groups)
     columns = _Columns(xp, w, x, x.shape[-1], groups, ops.column_bytes)
-    padded = _pad(xp, x, w)
-    matrix = xp.reshape(weight, (groups, c_out // groups, -1))  # (G, C_out/G, K·C/G)
+    image = padded(xp, x, w)
+    matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C_out/G, K·C/G)
     transposed = xp.matrix_transpose(matrix)
     offset = None if bias is None else xp.reshape(bias, (groups, 1, -1))
 
     def rows(block: _Block) -> Array:
-        y = ops.matmul(columns.gather(padded, block), transposed)
+        y = ops.matmul(columns.gather(image, block), transposed)
         return y if offset is None else xpx.at(y)[...].add(offset)  # the product is ours: in place
 
     y = columns.join([rows(block) for block in columns.blocks()])
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
-        dmatrix, dpadded = None, xp.zeros_like(padded) if input_gradient else None
+        dmatrix, dimage = None, xp.zeros_like(image) if input_gradient else None
         for block in columns.blocks():
             d = columns.cut(dy, block)
-            part = ops.matmul(xp.matrix_transpose(d), columns.gather(padded, block))
+            part = ops.matmul(xp.matrix_transpose(d), columns.gather(image, block))
             dmatrix = part if dmatrix is None else dmatrix + part
             if input_gradient:
-                dpadded = columns.scatter(dpadded, ops.matmul(d, matrix), block)
+                dimage = columns.scatter(dimage, ops.matmul(d, matrix), block)
         dweight = xp.reshape(dmatrix, weight.shape)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
-        return None if dpadded is None else _crop(dpadded, w), dweight, dbias
+        return None if dimage is None else cropped(dimage, w), dweight, dbias
 
     return y, backward
 
@@ -135,17 +125,17 @@ def conv_transpose(
     w = transposed_window(spatial, tuple(weight.shape[1:-1]), stride, padding, output_padding, dilation)
     columns = _Columns(xp, w, x, c_out, groups, ops.column_bytes)
     matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C/G, K·C_out/G)
-    padded = xp.zeros((x.shape[0], *w.padded, c_out), dtype=x.dtype, device=device(x))
+    image = xp.zeros((x.shape[0], *w.padded, c_out), dtype=x.dtype, device=device(x))
     for block in columns.blocks():
-        padded = columns.scatter(padded, ops.matmul(columns.cut(x, block), matrix), block)
-    y = _crop(padded, w)
+        image = columns.scatter(image, ops.matmul(columns.cut(x, block), matrix), block)
+    y = cropped(image, w)
     if bias is not None:
         y = y + bias
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
-        dpadded, dmatrix, rows = _pad(xp, dy, w), None, []
+        dimage, dmatrix, rows = padded(xp, dy, w), None, []
         for block in columns.blocks():
-            d = columns.gather(dpadded, block)
+            d = columns.gather(dimage, block)
             part = ops.matmul(xp.matrix_transpose(columns.cut(x, block)), d)
             dmatrix = part if dmatrix is None else dmatrix + part
             if input_gradient:
@@ -257,11 +247,36 @@ class _Columns:
         )
 
 
-def _pad(xp: Any, x: Array, w: Window) -> Array:
+def geometry(
+    op: str,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+    groups: int = 1,
+) -> tuple[Any, Window]:
+    """The namespace and the window of a convolution, once its arrays are checked."""
+    xp = floats(op, x=x, weight=weight, bias=bias)
+    if x.ndim != weight.ndim or x.ndim < 3:
+        raise ShapeError(
+            f"{op}: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, *spatial, C) "
+            "and (C_out, *kernel, C / groups) with as many spatial axes in both"
+        )
+    _check_groups(op, groups, weight.shape[0])
+    channels(op, x, weight.shape[-1] * groups, "the weights")
+    vectors(op, weight.shape[0], bias=bias)
+    return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride, padding, dilation)
+
+
+def padded(xp: Any, x: Array, w: Window) -> Array:
+    """The image with zeros around it."""
     return xpx.pad(x, ((0, 0), *w.pads, (0, 0)), xp=xp) if any(map(any, w.pads)) else x
 
 
-def _crop(x: Array, w: Window) -> Array:
+def cropped(x: Array, w: Window) -> Array:
+    """The image without what `padded` put around it."""
     inner = tuple(slice(before, before + m) for (before, _), m in zip(w.pads, w.n, strict=True))
     return x[(slice(None), *inner, slice(None))]
 

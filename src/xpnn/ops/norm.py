@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, channels, floats, vectors
+from xpnn.ops._whole import Whole, alone
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -49,21 +50,11 @@ def batch_norm(
     Raises:
         ShapeError: shapes that do not fit, or fewer than two values a channel in training.
     """
-    xp = floats("batch_norm", x=x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
-    channels("batch_norm", x, scale.shape[0], "its weights")
-    vectors("batch_norm", x.shape[-1], scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    xp = check_batch_norm(x, scale, bias, running_mean, running_var)
     axes = tuple(range(x.ndim - 1))
     if training:
-        n = prod(x.shape[:-1])
-        if n < 2:
-            raise ShapeError(
-                f"batch_norm: x has shape {tuple(x.shape)}, {n} value(s) a channel; the variance of a batch "
-                "needs at least 2: use a larger batch, or training=False"
-            )
-        normal, mean, var, standardized = _standardize(ops, xp, x, axes, epsilon)
-        mean, var = xp.reshape(mean, scale.shape), xp.reshape(var, scale.shape)
-        running_mean = (1 - momentum) * running_mean + momentum * mean
-        running_var = (1 - momentum) * running_var + (momentum * n / (n - 1)) * var
+        normal, mean, var, standardized, n = _standardize(ops, xp, x, axes, epsilon, ops.whole)
+        running_mean, running_var = moved(running_mean, running_var, mean, var, n, momentum)
     else:
         inverse = 1 / xp.sqrt(running_var + epsilon)
         normal = (x - running_mean) * inverse
@@ -97,7 +88,7 @@ def layer_norm(
     xp = floats("layer_norm", x=x, scale=scale, bias=bias)
     channels("layer_norm", x, scale.shape[0], "its weights")
     vectors("layer_norm", x.shape[-1], scale=scale, bias=bias)
-    normal, _, _, standardized = _standardize(ops, xp, x, (x.ndim - 1,), epsilon)
+    normal, _, _, standardized, _ = _standardize(ops, xp, x, (x.ndim - 1,), epsilon)
     return normal * scale + bias, _affine(ops, normal, scale, standardized)
 
 
@@ -125,7 +116,7 @@ def group_norm(
     if groups < 1 or c % groups:
         raise ShapeError(f"group_norm: groups={groups} does not divide the {c} channels; choose a divisor")
     grouped = (n, prod(x.shape[1:-1]), groups, c // groups)
-    normal, _, _, inner = _standardize(ops, xp, xp.reshape(x, grouped), (1, 3), epsilon)
+    normal, _, _, inner, _ = _standardize(ops, xp, xp.reshape(x, grouped), (1, 3), epsilon)
     normal = xp.reshape(normal, x.shape)
 
     def standardized(dnormal: Array) -> Array:
@@ -134,26 +125,48 @@ def group_norm(
     return normal * scale + bias, _affine(ops, normal, scale, standardized)
 
 
-def _standardize(
-    ops: Ops, xp: Any, x: Array, axes: tuple[int, ...], epsilon: float
-) -> tuple[Array, Array, Array, Callable[[Array], Array]]:
-    """`x` with mean 0 and variance 1 over `axes`; also the mean, the biased variance, and the backward.
+def check_batch_norm(x: Array, scale: Array, bias: Array, running_mean: Array, running_var: Array) -> Any:
+    """The namespace of these arrays, once they are checked."""
+    xp = floats("batch_norm", x=x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    channels("batch_norm", x, scale.shape[0], "its weights")
+    vectors("batch_norm", x.shape[-1], scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    return xp
 
-    The variance is taken around the mean in a second pass: `E[x²] - E[x]²` cancels.
+
+def moved(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> Any:
+    """The running statistics after a batch with `n` values a channel, whose variance is given with the divisor n."""
+    if n < 2:
+        raise ShapeError(
+            f"batch_norm: the batch has {n} value(s) a channel; its variance needs at least 2: use a larger batch, "
+            "or training=False"
+        )
+    unbiased = (momentum * n / (n - 1)) * var
+    return (1 - momentum) * running_mean + momentum * mean, (1 - momentum) * running_var + unbiased
+
+
+def _standardize(
+    ops: Ops, xp: Any, x: Array, axes: tuple[int, ...], epsilon: float, whole: Whole = alone
+) -> tuple[Array, Array, Array, Callable[[Array], Array], int]:
+    """`x` with mean 0 and variance 1 over `axes`; also the mean, the biased variance, the backward, and how many.
+
+    The variance is taken around the mean in a second pass: `E[x²] - E[x]²` cancels. `whole` joins a sum over
+    these samples with those over the rest of the batch.
     """
-    n = prod(x.shape[a] for a in axes)
-    mean = ops.total(x, axes, keepdims=True) / n
-    centred = x - mean
-    var = ops.total(centred * centred, axes, keepdims=True) / n
-    inverse = 1 / xp.sqrt(var + epsilon)
+    shape = tuple(1 if a in axes else m for a, m in enumerate(x.shape))
+    here = prod(x.shape[a] for a in axes)
+    sums, n = whole(ops.total(x, axes), here)
+    mean = sums / max(n, 1)
+    centred = x - xp.reshape(mean, shape)
+    var = whole(ops.total(centred * centred, axes), here)[0] / max(n, 1)
+    inverse = xp.reshape(1 / xp.sqrt(var + epsilon), shape)
     normal = centred * inverse
 
     def backward(dnormal: Array) -> Array:
-        mean_d = ops.total(dnormal, axes, keepdims=True) / n
-        mean_dn = ops.total(dnormal * normal, axes, keepdims=True) / n
-        return (dnormal - mean_d - normal * mean_dn) * inverse
+        both = xp.stack([ops.total(dnormal, axes), ops.total(dnormal * normal, axes)])
+        means = whole(both, here)[0] / n
+        return (dnormal - xp.reshape(means[0, ...], shape) - normal * xp.reshape(means[1, ...], shape)) * inverse
 
-    return normal, mean, var, backward
+    return normal, mean, var, backward, n
 
 
 def _affine(

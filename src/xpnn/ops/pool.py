@@ -72,7 +72,7 @@ def max_pool(
             hit = (x[inputs] == y[outputs]) & open_
             free = free ^ hit if covers else xpx.at(free)[outputs].set(open_ ^ hit)
             place = xpx.at(dx)[inputs]
-            share = xp.where(hit, dy[outputs], 0.0)
+            share = dy[outputs] * xp.astype(hit, dy.dtype)
             dx = place.set(share) if w.disjoint else place.add(share)
         return (dx,)
 
@@ -106,8 +106,7 @@ def avg_pool(
     """
     xp = floats("avg_pool", x=x)
     w = pool_window("avg_pool", tuple(x.shape[1:-1]), window, stride, padding, dilation, ceil_mode)
-    taps = [w.inside(tap) for tap in w.taps()]
-    shape = (x.shape[0], *w.out, x.shape[-1])
+    axes = [(axis, one) for axis, one in enumerate(w.axes(), start=1)]
 
     count: Any = prod(w.size)
     counted = w if not count_include_pad else Window(w.padded, w.size, w.stride, w.dilation, _NONE[: len(w.n)], w.out)
@@ -117,20 +116,30 @@ def avg_pool(
         for cell in cells:
             count = xpx.at(count)[_full(cell)].add(1.0)
 
-    y = xp.zeros(shape, dtype=x.dtype, device=device(x))
-    for outputs, inputs in taps:
-        y = xpx.at(y)[_full(outputs)].add(x[_full(inputs)])
+    y = x
+    for axis, one in axes:  # the sum over a window is one axis after the other, fewer terms than taps
+        y = _moved(xp, y, one, axis, one.out[0])
     y = y / count
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None]:
         if not input_gradient:
             return (None,)
-        share, dx = dy / count, xp.zeros_like(x)
-        for outputs, inputs in taps:
-            dx = xpx.at(dx)[_full(inputs)].add(share[_full(outputs)])
+        dx = dy / count
+        for axis, one in reversed(axes):
+            dx = _moved(xp, dx, one, axis, one.n[0], back=True)
         return (dx,)
 
     return y, backward
+
+
+def _moved(xp: Any, x: Array, w: Window, axis: int, size: int, back: bool = False) -> Array:
+    """Along one axis, what lies under each window added up; `back`: each window's value added to what lies under it."""
+    y = xp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), dtype=x.dtype, device=device(x))
+    before = (slice(None),) * axis
+    for tap in w.taps():
+        outputs, inputs = ((*before, part[0], ...) for part in w.inside(tap))
+        y = xpx.at(y)[inputs].add(x[outputs]) if back else xpx.at(y)[outputs].add(x[inputs])
+    return y
 
 
 def global_max_pool(ops: Ops, x: Array) -> tuple[Array, Backward]:

@@ -36,7 +36,8 @@ def total(ops: Ops, x: Array, axis: int | tuple[int, ...], *, keepdims: bool = F
         x = xp.permute_dims(x, axes + kept)
     x = xp.reshape(x, (terms, width))
     while x.shape[0] > BLOCK:
-        whole = x.shape[0] // BLOCK
-        sums = xp.sum(xp.reshape(x[: whole * BLOCK, ...], (whole, BLOCK, width)), axis=1)
-        x = xp.concat([sums, x[whole * BLOCK :, ...]]) if x.shape[0] % BLOCK else sums
+        rows = x.shape[0] // BLOCK  # a block is every rows-th term, so that memory is read in long runs
+        sums = xp.sum(xp.reshape(x[: rows * BLOCK, ...], (BLOCK, rows * width)), axis=0)
+        sums = xp.reshape(sums, (rows, width))
+        x = xp.concat([sums, x[rows * BLOCK :, ...]]) if x.shape[0] % BLOCK else sums
     return xp.reshape(xp.sum(x, axis=0), shape)

@@ -1,0 +1,26 @@
+"""Arithmetic between an image and one value a channel, in runs as long as an image row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Host = np.ndarray[Any, Any]
+
+
+def rows(x: Host) -> Host:
+    """A contiguous `(N, *spatial, C)` as `(…, W·C)`, a view."""
+    return x.reshape(-1, x.shape[-2] * x.shape[-1]) if x.ndim > 2 and x.size else x.reshape(-1, x.shape[-1])
+
+
+def along(x: Host, channels: Host) -> Host:
+    """One value a channel, repeated to the length of the rows of `x`."""
+    return np.tile(channels, x.shape[-2]) if x.ndim > 2 and x.size else channels
+
+
+def rectify(x: Host, out: Host) -> Host:
+    """`max(x, 0)`: against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
+    flat = rows(x)
+    np.maximum(flat, np.zeros(flat.shape[1:], x.dtype), out=rows(out))
+    return out

@@ -1,0 +1,64 @@
+"""Batch normalisation in as few passes over the images as its two sums allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xpnn.ops import norm as standard
+from xpnn_numpy.kernels._rows import Host, along, rows
+
+if TYPE_CHECKING:
+    from xpnn.ops import Ops
+
+
+def batch_norm(
+    ops: Ops,
+    x: Host,
+    scale: Host,
+    bias: Host,
+    running_mean: Host,
+    running_var: Host,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+) -> tuple[tuple[Host, Host, Host], Callable[..., tuple[Host | None, Host, Host, None, None]]]:
+    """See `xpnn.ops.batch_norm`."""
+    standard.check_batch_norm(x, scale, bias, running_mean, running_var)
+    axes, here = tuple(range(x.ndim - 1)), prod(x.shape[:-1])
+    flat = rows(np.ascontiguousarray(x))
+    mean, var, n = running_mean, running_var, here
+    if training:
+        sums, n = ops.whole(ops.total(x, axes), here)
+        mean = sums / max(n, 1)
+    centred = flat - along(x, mean)
+    y = np.empty(x.shape, x.dtype)
+    if training:
+        np.multiply(centred, centred, out=rows(y))
+        var = ops.whole(ops.total(y, axes), here)[0] / max(n, 1)
+        running_mean, running_var = standard.moved(running_mean, running_var, mean, var, n, momentum)
+    inverse = 1 / np.sqrt(var + epsilon)
+    slope = inverse * scale
+    np.multiply(centred, along(x, slope), out=rows(y))
+    np.add(rows(y), along(x, bias), out=rows(y))
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
+        d = rows(np.ascontiguousarray(dy))
+        product = np.multiply(d, centred)
+        sums = np.stack([ops.total(dy, axes), ops.total(product.reshape(x.shape), axes)])
+        dscale, dbias = sums[1] * inverse, sums[0]
+        if not input_gradient:
+            return None, dscale, dbias, None, None
+        dx = np.multiply(d, along(x, slope))
+        if training:
+            means = ops.whole(sums, here)[0] * (slope / n)
+            np.multiply(centred, along(x, means[1] * inverse * inverse), out=product)
+            np.subtract(dx, product, out=dx)
+            np.subtract(dx, along(x, means[0]), out=dx)
+        return dx.reshape(x.shape), dscale, dbias, None, None
+
+    return (y, running_mean, running_var), backward
