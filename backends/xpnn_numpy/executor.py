@@ -1,35 +1,40 @@
 """Steps in pieces on threads.
 
-Where a sample's result is its own, a batch is cut into at most 8 lanes and each lane into pieces whose largest
-activation fits the second-level cache; threads take whole lanes. Cut and order of the sums depend on model,
-input and batch size alone, so the bits are the same for any number of threads. BLAS is held to one thread
-meanwhile, for the pieces are its parallel work.
+A batch is cut into at most 8 lanes, where it has work enough for them, and threads take whole lanes. Where a
+sample's result is its own, a lane is computed in pieces whose largest activation stays in the cache; where
+batch normalisation joins the samples, the lanes go side by side through the layers and meet at its sums. The
+update is cut as well. BLAS is held to one thread meanwhile, for the lanes are its parallel work.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from xpnn.layers.base import Run
 from xpnn.layers.containers import Container
+from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor, State
+from xpnn_numpy.blas import one_blas_thread
+from xpnn_numpy.lanes import LANES, Crew, Meeting, threads
 
-LANES = 8
-PIECE_BYTES = 1 << 20
+LANE_BYTES = 1 << 19
+"""A lane has at least this much of the largest activation: smaller calls cost more in threads than they gain."""
+PIECE_BYTES = 1 << 21
+"""And a piece at most so much: what fits the second-level cache, with something of the third."""
+CHUNK = 1 << 15
+"""Weights that are updated at a time."""
 
 
 class PiecesExecutor(Executor):
-    """The plain executor, its forward and backward cut into lanes and pieces."""
+    """The plain executor, its forward and backward cut into lanes and pieces, its update into chunks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,114 +42,132 @@ class PiecesExecutor(Executor):
         sizes = [prod(in_shape)]
         if isinstance(self.model, Container):
             sizes += [prod(layer.shape(shape)) for _, layer, shape in self.model.walk(in_shape)]
-        self.piece = max(1, PIECE_BYTES // (max(sizes) * np.dtype(self.dtype).itemsize))
-        self.pieces, self.threads = self.model.per_sample, threads()
+        self.sample_bytes = max(sizes) * np.dtype(self.dtype).itemsize
+        self.crew = Crew(threads())
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite.
-
-        Also where nothing is cut: BLAS's threads wait by spinning, which on a busy machine costs far more
-        than they gain on matrices of this size.
-        """
-        with np.errstate(all="ignore"), _one_blas_thread():
+        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite."""
+        keep_memory()
+        with np.errstate(all="ignore"), one_blas_thread():
             yield
+
+    def step(
+        self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
+    ) -> tuple[State, Array]:
+        """As the plain one."""
+        flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
+        weights, moments = state["weights"], state["moments"]
+        new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
+        chunk = CHUNK
+        if self.optimizer.clip_norm is not None or not self.optimizer.elementwise:
+            flats, chunk = [self.optimizer.clip(self.backend.ops, _sum(flats))], max(len(weights), 1)
+
+        def update(i: int) -> bool:
+            part = slice(i * chunk, (i + 1) * chunk)
+            moved, m = self.optimizer.update(
+                self.backend.ops,
+                weights[part],
+                _sum([flat[part] for flat in flats]),
+                {name: moment[part] for name, moment in moments.items()},
+                scalars[1:],
+            )
+            new[part] = moved
+            for name, moment in m.items():
+                new_moments[name][part] = moment
+            return bool(np.isfinite(moved).all())
+
+        finite = (
+            bool(state["finite"]) and bool(np.isfinite(loss)) and all(self.crew.each(update, -(-len(new) // chunk)))
+        )
+        if finite:
+            state = {"weights": new, "moments": new_moments, "stats": stats, "finite": np.True_}
+        else:
+            state = {**state, "finite": np.False_}
+        return state, np.asarray([loss, right, finite], loss.dtype)
 
     def gradient(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
     ) -> tuple[Array, dict[str, Array], Array, Array]:
         """As the plain one: the lanes' sums, added in their order."""
-        whole = super().gradient
-        if not self.pieces:
-            return whole(state, images, targets, draws, scale)
-
-        def part(start: int, stop: int) -> tuple[Array, Array, Array]:
-            masks = {path: mask[start:stop] for path, mask in draws.items()}
-            flat, _, loss, right = whole(state, images[start:stop], targets[start:stop], masks, scale)
-            return flat, loss, right
-
-        flat, loss, right = self._in_lanes(part, len(images))
-        return flat, {}, loss, right
+        flats, *rest = self._lanes(state, images, targets, draws, scale)
+        return _sum(flats), *rest
 
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
-        whole = super().predict
-        if not self.pieces or len(images) <= self.piece:
-            return whole(state, images)
-        cuts = [*range(0, len(images), self.piece), len(images)]
+        piece = self.piece if self.model.divisible else len(images)
+        if len(images) <= piece:
+            return super().predict(state, images)
+        whole, cuts = super().predict, [*range(0, len(images), piece), len(images)]
+        return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), len(cuts) - 1))
 
-        def piece(cut: tuple[int, int]) -> Array:
-            with np.errstate(all="ignore"):
-                return whole(state, images[cut[0] : cut[1]])
+    @property
+    def piece(self) -> int:
+        """Samples in a piece."""
+        return int(max(1, PIECE_BYTES // self.sample_bytes))
 
-        return np.concatenate(list(_pool(self.threads).map(piece, pairwise(cuts))))
+    def _lanes(
+        self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
+    ) -> tuple[list[Array], dict[str, Array], Array, Array]:
+        """For each lane the flat gradient; the new statistics, the sum of the loss and of right answers."""
+        n, weights = len(images), self._tree(state["weights"])
+        lanes = LANES if self.model.divisible else 1
+        while lanes > 1 and n * self.sample_bytes < lanes * LANE_BYTES:
+            lanes //= 2
+        piece = self.piece if self.model.per_sample else n
+        meeting = None if lanes == 1 or self.model.per_sample else Meeting(lanes, self.crew.threads)
 
-    def _in_lanes(self, part: Callable[[int, int], tuple[Array, Array, Array]], n: int) -> tuple[Array, ...]:
-        """The sum of `part(start, stop)` over the pieces of each lane, then over the lanes."""
-        lanes = min(LANES, -(-n // self.piece))
-        bounds = [n * lane // lanes for lane in range(lanes + 1)]
+        def lane(i: int) -> tuple[Array, dict[str, Array], Array, Array]:
+            a, b = n * i // lanes, n * (i + 1) // lanes
+            ops = self.backend.ops if meeting is None else self._ops[i]
+            flat = np.empty_like(state["weights"])
+            gradient, stats, loss, right = self._tree(flat), dict[str, Array](), None, None
+            pieces = -(-(b - a) // piece)
+            for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
+                run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
+                scores, stats, backward = self.program.apply(weights, state["stats"], images[start:stop], run)
+                part, loss_backward = self.loss(ops, scores, targets[start:stop], self.constants)
+                _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
+                hits = self._right(scores, targets[start:stop], part)
+                if loss is None:
+                    loss, right = part, hits
+                    for path, g in gradients.items():
+                        gradient[path][...] = g
+                else:
+                    loss, right = loss + part, right + hits
+                    for path, g in gradients.items():
+                        gradient[path] += g
+            return flat, stats, loss, right
 
-        def lane(bound: tuple[int, int]) -> tuple[Array, Array, Array]:
-            with np.errstate(all="ignore"):  # the session's holds for its own thread only
-                cuts = [*range(bound[0], bound[1], self.piece), bound[1]]
-                return _summed(part(a, b) for a, b in pairwise(cuts))
+        if meeting is None:
+            results = self.crew.each(lane, lanes)
+        else:
+            self._meeting = meeting
+            results = self.crew.together(lane, meeting)
+        flats, stats, losses, rights = zip(*results, strict=True)
+        return list(flats), stats[0], _sum(losses), _sum(rights)
 
-        return _summed(map(lane, pairwise(bounds)) if lanes == 1 else _pool(self.threads).map(lane, pairwise(bounds)))
+    @cached_property
+    def _ops(self) -> list[Ops]:
+        """The ops of each lane, whose sums over the batch go through the meeting."""
 
+        def whole(lane: int, part: Array, n: int) -> tuple[Array, int]:
+            return self._meeting.whole(lane, part, n)
 
-def threads() -> int:
-    """How many threads to use: `XPNN_THREADS`, else the cores that the process may use."""
-    given = os.environ.get("XPNN_THREADS", "")
-    if given and not (given.isdecimal() and int(given)):
-        raise ValueError(f"XPNN_THREADS={given!r}; expected a positive integer")
-    return int(given) if given else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _summed(parts: Iterator[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
-    flat, loss, right = next(parts)
-    for more in parts:
-        flat += more[0]  # the first part's gradient is ours
-        loss, right = loss + more[1], right + more[2]
-    return flat, loss, right
+        return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(LANES)]
 
 
 @cache
-def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size, thread_name_prefix="xpnn")
+def keep_memory() -> None:
+    """Have freed memory kept for the next array, which otherwise costs a page fault for each 4 KiB, every step.
 
-
-class _Blas:
-    """BLAS's own threads, taken away by the first who enters and given back by the last who leaves.
-
-    Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them.
+    glibc takes blocks up to the largest that was ever freed (at most 32 MiB) from memory that it keeps.
     """
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.limiter = threading.Lock(), 0, cast(Any, None)
-
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1:
-                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas")).result()
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.inside -= 1
-                if not self.inside:
-                    self.keeper.submit(self.limiter.restore_original_limits).result()
-
-    @cached_property
-    def keeper(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="xpnn-blas")
-
-    @cached_property
-    def controller(self) -> Any:
-        from threadpoolctl import ThreadpoolController
-
-        return ThreadpoolController()  # finding the libraries takes a while: once is enough
+    np.empty((32 << 20) - (1 << 16), np.uint8)
 
 
-_one_blas_thread = _Blas().one_thread
+def _sum(parts: Any) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -171,7 +171,7 @@ BAD = {
     "GroupNorm: channels": (lambda: GroupNorm(3).shape((4,)), "groups=3 does not divide the 4 channels of the input"),
     "BatchNorm: one value": (
         lambda: apply(Sequential([Dense(3), BatchNorm()]), f(1, 3), training=True),
-        "layer 1 (BatchNorm()): batch_norm: x has shape (1, 3), 1 value(s) a channel",
+        "layer 1 (BatchNorm()): batch_norm: the batch has 1 value(s) a channel",
     ),
 }
 

@@ -14,12 +14,19 @@ from typing import Any
 from xpnn_numpy.kernels.activation import relu, tanh
 from xpnn_numpy.kernels.convolution import conv
 from xpnn_numpy.kernels.joined import conv_pool
+from xpnn_numpy.kernels.linear import dense
+from xpnn_numpy.kernels.loss import softmax_cross_entropy
 from xpnn_numpy.kernels.norm import batch_norm
+from xpnn_numpy.kernels.sums import matmul, total
 
 KERNELS: Mapping[str, Callable[..., Any]] = {
+    "matmul": matmul,
+    "total": total,
     "conv": conv,
     "conv_pool": conv_pool,
+    "dense": dense,
     "batch_norm": batch_norm,
     "relu": relu,
     "tanh": tanh,
+    "softmax_cross_entropy": softmax_cross_entropy,
 }

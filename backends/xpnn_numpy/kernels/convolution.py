@@ -55,17 +55,13 @@ def conv(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
-        if takes_columns_of_dy(w, weight):
-            return *of_dy(ops, pad(dy, full(w)), w, x, weight, input_gradient), dbias
         blocks = [(block, dy[block]) for block in windows.blocks(ops.column_bytes)]
-        dx, dmatrix = None, np.zeros_like(matrix)
-        for block, d in blocks:
-            dmatrix += d.reshape(-1, len(weight)).T @ windows.gather(block)
-        if input_gradient and is_unit(w):
-            dx, _ = of_dy(ops, pad(dy, full(w)), w, x, weight, True, weight_gradient=False)
+        dx, dweight, by_dy = None, None, suits(w, weight, prod(w.out))
+        if by_dy or (input_gradient and is_unit(w)):
+            dx, dweight = of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x if by_dy else None)
         elif input_gradient:
             dx = windows.scattered(blocks, matrix)[inner(w)]
-        return dx, dmatrix.reshape(weight.shape), dbias
+        return dx, windows.weight_gradient(blocks, weight) if dweight is None else dweight, dbias
 
     return y, backward
 
@@ -113,6 +109,13 @@ class Windows:
             self.columns[key] = np.ascontiguousarray(part).reshape(prod(self.kernel), -1).T
         return self.columns[key]
 
+    def weight_gradient(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
+        """That of the weights, from the gradients of blocks of responses."""
+        dmatrix = np.zeros((len(weight), prod(self.kernel)), weight.dtype)
+        for block, d in dy:
+            dmatrix += d.reshape(-1, len(weight)).T @ self.gather(block)
+        return dmatrix.reshape(weight.shape)
+
     def scattered(self, dy: list[tuple[Block, Host]], matrix: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""
         dimage, phases = np.zeros_like(self.image), (slice(None),) * len(self.pool)
@@ -126,9 +129,33 @@ class Windows:
         return dimage
 
 
-def takes_columns_of_dy(w: Window, weight: Host) -> bool:
-    """Whether the gradient of the weights is made from columns of `dy`: where `x` has not far fewer channels."""
-    return is_unit(w) and 4 * weight.shape[-1] >= len(weight)
+def suits(w: Window, weight: Host, responses: int) -> bool:
+    """Whether columns of `dy` are the cheaper ones for the gradient of the weights too.
+
+    They are there already for that of the input, but there are more of them where the input is larger than the
+    response, and they are longer where it has fewer channels.
+    """
+    return is_unit(w) and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)
+
+
+def of_dy(
+    ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host | None
+) -> tuple[Host | None, Host | None]:
+    """The gradients of the input and, given `x`, of the weights, from `dy` with its full padding."""
+    c_out, *kernel, c = weight.shape
+    axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
+    windows = Windows(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n))
+    turned = np.moveaxis(np.flip(weight, axes), 0, -2).reshape(-1, c)
+    dx = np.empty((len(image), *w.n, c), image.dtype) if input_gradient else None
+    dturned = np.zeros((c, len(turned)), image.dtype)
+    for block in windows.blocks(ops.column_bytes):
+        columns = windows.gather(block)
+        if dx is not None:
+            np.matmul(columns, turned, out=dx[block].reshape(-1, c))
+        if x is not None:
+            dturned += x[block].reshape(-1, c).T @ columns
+    dweight = np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
+    return dx, None if x is None else dweight
 
 
 def is_unit(w: Window) -> bool:
@@ -140,27 +167,6 @@ def full(w: Window) -> tuple[tuple[int, int], ...]:
     """The padding of `dy` with which its convolution has the size of `x`."""
     reach = [d * (k - 1) for d, k in zip(w.dilation, w.size, strict=True)]
     return tuple((r - a, r - b) for r, (a, b) in zip(reach, w.pads, strict=True))
-
-
-def of_dy(
-    ops: Ops, image: Host, w: Window, x: Host, weight: Host, input_gradient: bool, weight_gradient: bool = True
-) -> tuple[Host | None, Host | None]:
-    """The gradients of input and weights from `image`, `dy` with its full padding."""
-    c_out, *kernel, c = weight.shape
-    axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
-    windows = Windows(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n))
-    turned = np.moveaxis(np.flip(weight, axes), 0, -2).reshape(-1, c)
-    dx = np.empty(x.shape, x.dtype) if input_gradient else None
-    dturned = np.zeros((c, len(turned)), x.dtype) if weight_gradient else None
-    for block in windows.blocks(ops.column_bytes):
-        columns = windows.gather(block)
-        if dx is not None:
-            np.matmul(columns, turned, out=dx[block].reshape(-1, c))
-        if dturned is not None:
-            dturned += x[block].reshape(-1, c).T @ columns
-    if dturned is None:
-        return dx, None
-    return dx, np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
 
 
 def pad(x: Host, pads: tuple[tuple[int, int], ...]) -> Host:

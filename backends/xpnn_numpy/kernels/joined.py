@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from xpnn.ops import joined as standard
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
-from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, is_unit, of_dy, pad, takes_columns_of_dy
+from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, is_unit, of_dy, pad, suits
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -51,19 +52,13 @@ def conv_pool(
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(levels, d[block])) for block, levels in rounds]
-        from_dy = takes_columns_of_dy(w, weight)
-        dx, dweight = None, None
-        if from_dy or (input_gradient and is_unit(w)):
+        dx, dweight, by_dy = None, None, suits(w, weight, prod(size) * prod(windows.out))
+        if by_dy or (input_gradient and is_unit(w)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
-            dx, dweight = of_dy(ops, image, w, x, weight, input_gradient, from_dy)
+            dx, dweight = of_dy(ops, image, w, weight, input_gradient, x if by_dy else None)
         elif input_gradient:
             dx = windows.scattered(by_block, matrix)[inner(w)]
-        if dweight is None:
-            dmatrix = np.zeros_like(matrix)
-            for block, dphases in by_block:
-                dmatrix += dphases.reshape(-1, c_out).T @ windows.gather(block)
-            dweight = dmatrix.reshape(weight.shape)
-        return dx, dweight, dbias
+        return dx, windows.weight_gradient(by_block, weight) if dweight is None else dweight, dbias
 
     return y, backward
 

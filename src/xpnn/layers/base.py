@@ -60,7 +60,12 @@ class Layer:
     """Base of all layers; `repr` is the code that makes it."""
 
     per_sample: ClassVar[bool] = False
-    """Whether a sample's result is its own in training; a batch is cut into pieces only where all say so."""
+    """Whether a sample's result is its own in training."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether parts of a batch may be computed side by side: what joins the samples goes through `ops.whole`."""
+        return self.per_sample
 
     def __post_init__(self) -> None:
         for f in fields(self):  # lists, from JSON or from habit, become tuples: a description is immutable

@@ -41,6 +41,11 @@ class Container(Layer):
         """Whether it holds for every part."""
         return all(layer.per_sample for _, layer in self.parts())
 
+    @property
+    def divisible(self) -> bool:
+        """Whether it holds for every part."""
+        return all(layer.divisible for _, layer in self.parts())
+
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Those of the parts, under their paths."""
         self.shape(in_shape)  # an error from here leads all the way down to the layer
@@ -71,7 +76,7 @@ class Container(Layer):
                 try:
                     y, new, backward = layer.apply(w.get(name, {}), s.get(name, {}), x, inner)
                 except ShapeError as e:
-                    raise e.within(_named(name, layer)) from None
+                    raise e.within(named(name, layer)) from None
                 if run.watch and not isinstance(layer, Container):
                     run.watch(inner.path, layer, y)
                 return y, prefixed(name, new), backward
@@ -279,8 +284,9 @@ def _shape(name: str, layer: Layer, in_shape: Shape) -> Shape:
     try:
         return layer.shape(in_shape)
     except ShapeError as e:
-        raise e.within(_named(name, layer)) from None
+        raise e.within(named(name, layer)) from None
 
 
-def _named(name: str, layer: Layer) -> str:
+def named(name: str, layer: Layer) -> str:
+    """How a message calls a part."""
     return f"layer {name}" if isinstance(layer, Container) else f"layer {name} ({layer!r})"

@@ -29,6 +29,7 @@ class BatchNorm(Layer):
     epsilon: float = 1e-5
 
     per_sample: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True  # its sums go through `ops.whole`
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scale 1, shift 0, mean 0, variance 1."""

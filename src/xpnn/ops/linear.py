@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, channels, floats, vectors
@@ -29,13 +29,7 @@ def dense(
     Raises:
         ShapeError: shapes or dtypes that do not fit.
     """
-    xp = floats("dense", x=x, weight=weight, bias=bias)
-    if weight.ndim != 2 or x.ndim < 1:
-        raise ShapeError(
-            f"dense: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, ..., in) and (out, in)"
-        )
-    channels("dense", x, weight.shape[1], "the weights")
-    vectors("dense", weight.shape[0], bias=bias)
+    xp = check(x, weight, bias)
     n = prod(x.shape[:-1])
     rows = xp.reshape(x, (n, weight.shape[1]))
     y = ops.matmul(rows, xp.matrix_transpose(weight))
@@ -49,3 +43,15 @@ def dense(
         return dx, ops.matmul(xp.matrix_transpose(d), rows), dbias
 
     return xp.reshape(y, (*x.shape[:-1], weight.shape[0])), backward
+
+
+def check(x: Array, weight: Array, bias: Array | None) -> Any:
+    """The namespace of these arrays, once they are checked."""
+    xp = floats("dense", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or x.ndim < 1:
+        raise ShapeError(
+            f"dense: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, ..., in) and (out, in)"
+        )
+    channels("dense", x, weight.shape[1], "the weights")
+    vectors("dense", weight.shape[0], bias=bias)
+    return xp

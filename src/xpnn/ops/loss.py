@@ -110,6 +110,18 @@ def binary_cross_entropy(ops: Ops, logits: Array, target: Array) -> tuple[Array,
     return _sum(ops, terms), lambda dy: ((p - target) * dy, -logits * dy)
 
 
+def check_labels(op: str, scores: Array, labels: Array) -> None:
+    """Check that there is an integer for each row of scores, and at least one."""
+    xp = namespace(op, scores=scores, labels=labels)
+    if tuple(labels.shape) != tuple(scores.shape[:-1]) or not xp.isdtype(labels.dtype, "integral"):
+        raise ShapeError(
+            f"{op}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for scores of shape "
+            f"{tuple(scores.shape)}; expected integers of shape {tuple(scores.shape[:-1])}"
+        )
+    if 0 in labels.shape:
+        raise ShapeError(f"{op}: the batch is empty (labels of shape {tuple(labels.shape)})")
+
+
 def _target(
     xp: Any,
     op: str,
@@ -120,14 +132,7 @@ def _target(
     ignored: int | None,
 ) -> Array:
     """What multiplies each log-probability: `(N, ..., K)`, zero for the ignored samples."""
-    namespace(op, scores=scores, labels=labels)
-    if tuple(labels.shape) != tuple(scores.shape[:-1]) or not xp.isdtype(labels.dtype, "integral"):
-        raise ShapeError(
-            f"{op}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for scores of shape "
-            f"{tuple(scores.shape)}; expected integers of shape {tuple(scores.shape[:-1])}"
-        )
-    if 0 in labels.shape:
-        raise ShapeError(f"{op}: the batch is empty (labels of shape {tuple(labels.shape)})")
+    check_labels(op, scores, labels)
     classes = scores.shape[-1]
     hit = labels[..., None] == xp.arange(classes, dtype=labels.dtype, device=device(scores))
     target = xp.astype(hit, scores.dtype)

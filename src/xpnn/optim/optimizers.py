@@ -33,6 +33,9 @@ class Optimizer:
     _: KW_ONLY
     clip_norm: float | None = None
 
+    elementwise: ClassVar[bool] = False
+    """Whether `update` moves each weight by itself, so that the vectors may be cut into chunks."""
+
     def __post_init__(self) -> None:
         _check.number(self, "lr", *([] if self.clip_norm is None else ["clip_norm"]))
 
@@ -77,6 +80,8 @@ class SGD(Optimizer):
     nesterov: bool = False
     weight_decay: float = 0.0
 
+    elementwise: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check.number(self, "weight_decay")
@@ -114,6 +119,8 @@ class RMSprop(Optimizer):
     _: KW_ONLY
     smoothing: float = 0.99
     epsilon: float = 1e-8
+
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +160,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-8
 
     weight_decay: ClassVar[float] = 0.0
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xpnn.backend import standard_only
 from xpnn.layers.base import Layer, Run
 from xpnn.losses import Loss
 from xpnn.ops._array import Array
 from xpnn.optim import Optimizer
 from xpnn.random import Stream
+from xpnn.train.lowering import lower
 
 if TYPE_CHECKING:
     from xpnn.backend import Backend
@@ -45,7 +47,9 @@ class Executor:
         dtype: str,
     ) -> None:
         self.backend, self.model, self.loss, self.optimizer, self.dtype = backend, model, loss, optimizer, dtype
-        weights, _ = model.init(in_shape, Stream(0, "sizes"))
+        weights, stats = model.init(in_shape, Stream(0, "sizes"))
+        draws = [d.path for d in model.draws(in_shape)]
+        self.program = model if standard_only() else lower(model, (weights, stats, draws))
         self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
         self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
 
@@ -114,7 +118,7 @@ class Executor:
             the number of right answers.
         """
         run = Run(self.backend.ops, training=True, draws=draws)
-        scores, stats, backward = self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
+        scores, stats, backward = self.program.apply(self._tree(state["weights"]), state["stats"], images, run)
         loss, loss_backward = self.loss(self.backend.ops, scores, targets, self.constants)
         _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
         flat = self.backend.xp.concat([self.backend.xp.reshape(gradients[path], (-1,)) for path in self.shapes])
@@ -129,7 +133,7 @@ class Executor:
     def predict(self, state: State, images: Array) -> Array:
         """The model's output for a batch."""
         run = Run(self.backend.ops)
-        return self.model.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
+        return self.program.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
 
     def first_not_finite(self, state: State, images: Array, draws: Mapping[str, Array]) -> tuple[str, Layer] | None:
         """Replay the forward pass of a step and find the first layer whose output is not finite."""

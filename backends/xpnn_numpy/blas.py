@@ -1,0 +1,47 @@
+"""BLAS's own threads, taken away while the pieces of a step are the parallel work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, cast
+
+
+class _Blas:
+    """Held to one thread by the first who enters, given back by the last who leaves.
+
+    Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.limiter = threading.Lock(), 0, cast(Any, None)
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas")).result()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.keeper.submit(self.limiter.restore_original_limits).result()
+
+    @cached_property
+    def keeper(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="xpnn-blas")
+
+    @cached_property
+    def controller(self) -> Any:
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController()  # finding the libraries takes a while: once is enough
+
+
+one_blas_thread = _Blas().one_thread

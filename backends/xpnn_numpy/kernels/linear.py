@@ -1,0 +1,32 @@
+"""The dense layer in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xpnn.ops import linear as standard
+from xpnn_numpy.kernels._rows import Host
+
+if TYPE_CHECKING:
+    from xpnn.ops import Ops
+
+
+def dense(
+    ops: Ops, x: Host, weight: Host, bias: Host | None = None
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
+    """See `xpnn.ops.dense`."""
+    standard.check(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    y = np.matmul(rows, weight.T)
+    if bias is not None:
+        np.add(y, bias, out=y)
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
+        d = dy.reshape(y.shape)
+        dx = np.matmul(d, weight).reshape(x.shape) if input_gradient else None
+        return dx, np.matmul(d.T, rows), None if bias is None else ops.total(d, 0)
+
+    return y.reshape(*x.shape[:-1], len(weight)), backward

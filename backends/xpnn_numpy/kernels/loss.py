@@ -1,0 +1,44 @@
+"""Softmax and cross-entropy in one go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xpnn.ops import loss as standard
+from xpnn.ops._array import floats
+from xpnn_numpy.kernels._rows import Host
+
+if TYPE_CHECKING:
+    from xpnn.ops import Ops
+
+
+def softmax_cross_entropy(
+    ops: Ops,
+    logits: Host,
+    labels: Host,
+    class_weights: Host | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    ignored_label: int | None = None,
+) -> standard.Result:
+    """See `xpnn.ops.softmax_cross_entropy`; with weights, smoothing or ignored labels it is the standard body."""
+    if class_weights is not None or label_smoothing or ignored_label is not None:
+        return standard.softmax_cross_entropy(
+            ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
+        )
+    floats("softmax_cross_entropy", x=logits)
+    standard.check_labels("softmax_cross_entropy", logits, labels)
+    hit = labels[..., None] == np.arange(logits.shape[-1])
+    shifted = logits - np.maximum.reduce(logits, -1, keepdims=True)
+    e = np.exp(shifted)
+    sums = ops.total(e, -1, keepdims=True)
+    loss = np.log(sums) - ops.total(shifted * hit, -1, keepdims=True)
+
+    def backward(dy: Host | float) -> tuple[Host, None, None]:
+        dlogits = e / sums
+        np.subtract(dlogits, hit, out=dlogits)
+        return np.multiply(dlogits, dy, out=dlogits), None, None
+
+    return ops.total(loss, tuple(range(loss.ndim))), backward

@@ -1,0 +1,127 @@
+"""Lanes: parts of a batch computed side by side, and the threads that do it.
+
+How a batch is cut depends on the model and the batch alone, and sums over lanes are taken in their order; threads
+only decide who computes a lane, and when. So the bits are the same for any number of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from xpnn.ops._array import Array
+
+T = TypeVar("T")
+
+LANES = 8
+
+
+def threads() -> int:
+    """How many threads to use: `XPNN_THREADS`, else the cores that this process may use."""
+    given = os.environ.get("XPNN_THREADS", "")
+    if given and not (given.isdecimal() and int(given)):
+        raise ValueError(f"XPNN_THREADS={given!r}; expected a positive integer")
+    if given:
+        return int(given)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota()))
+
+
+def _quota(root: str = "/sys/fs/cgroup") -> int:
+    """The cores that the control group of a container allows, rounded up (versions 2 and 1)."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join(Path(root, file).read_text(encoding="ascii") for file in files).split()
+            quota, period = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):  # no such file, or "max": no limit
+            continue
+        if quota > 0:
+            return max(1, -(-quota // period))
+    return 1 << 10
+
+
+class Crew:
+    """The threads of one executor; the calling thread is one of them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    @cached_property
+    def helpers(self) -> ThreadPoolExecutor:
+        """The other threads; none is started before it is needed."""
+        return ThreadPoolExecutor(LANES - 1, thread_name_prefix="xpnn")
+
+    def each(self, work: Callable[[int], T], n: int) -> list[T]:
+        """`[work(0), …, work(n - 1)]`, each on some thread; the first error stops it and is raised."""
+        return [work(0)] if n == 1 else self._run(work, n, min(n, self.threads), lambda: None)
+
+    def together(self, work: Callable[[int], T], meeting: Meeting) -> list[T]:
+        """The same for lanes that meet on their way: all are under way at once, as many as threads compute."""
+        return self._run(meeting.attended(work), meeting.lanes, meeting.lanes, meeting.barrier.abort)
+
+    def _run(self, work: Callable[[int], T], n: int, threads: int, abort: Callable[[], None]) -> list[T]:
+        results: list[Any] = [None] * n
+        numbers, errors = count(), list[BaseException]()
+
+        def take() -> None:
+            try:
+                with np.errstate(all="ignore"):
+                    while not errors and (i := next(numbers)) < n:
+                        results[i] = work(i)
+            except BaseException as e:  # also an interrupt: nobody may go on computing once it is raised
+                errors.append(e)
+                abort()
+
+        waiting = [self.helpers.submit(take) for _ in range(threads - 1)]
+        take()
+        while waiting:
+            try:
+                waiting = list(wait(waiting).not_done)
+            except BaseException as e:
+                errors.append(e)
+                abort()
+        for error in errors:
+            if not isinstance(error, threading.BrokenBarrierError):
+                raise error
+        return results
+
+
+class Meeting:
+    """Where the lanes of one step add up what each of them has (`ops.whole`)."""
+
+    def __init__(self, lanes: int, threads: int) -> None:
+        self.lanes, self.parts = lanes, list[tuple[Array, int]]([(None, 0)] * lanes)
+        self.permits, self.barrier = threading.Semaphore(threads), threading.Barrier(lanes, self._add)
+
+    def whole(self, lane: int, part: Array, n: int) -> tuple[Array, int]:
+        """The sum over all lanes, once all have come; who waits leaves its turn to another."""
+        self.parts[lane] = part, n
+        self.permits.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.permits.acquire()
+        return self.total
+
+    def attended(self, work: Callable[[int], T]) -> Callable[[int], T]:
+        """`work`, by no more threads at a time than there are permits."""
+
+        def attend(lane: int) -> T:
+            with self.permits:
+                return work(lane)
+
+        return attend
+
+    def _add(self) -> None:
+        total, n = self.parts[0]
+        for part, m in self.parts[1:]:
+            total, n = total + part, n + m
+        self.total = total, n

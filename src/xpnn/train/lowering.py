@@ -1,0 +1,153 @@
+"""Lowering: a model as the short list of calls that a step makes.
+
+Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer, and a convolution with
+the max-pool (and ReLU) that follows becomes one op. What is computed stays the same, and so do the paths of all
+arrays. Who wants to look between the layers uses the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xpnn.errors import ShapeError
+from xpnn.layers.activation import ReLU
+from xpnn.layers.base import Applied, Arrays, Backward, Layer, Run
+from xpnn.layers.containers import Parallel, Residual, Sequential, named
+from xpnn.layers.conv import Conv, Conv1D, Conv2D, Conv3D, weighted
+from xpnn.layers.pool import MaxPool, MaxPool1D, MaxPool2D, MaxPool3D
+from xpnn.ops._array import Array
+from xpnn.ops._window import each
+
+Paths = tuple[Iterable[str], Iterable[str], Iterable[str]]
+"""Of weights, statistics and draws."""
+
+
+def lower(model: Layer, paths: Paths) -> Layer:
+    """The same function as `model`, whose arrays have these paths."""
+    if type(model) is Sequential:
+        layers = _joined(list(_flat(model)))
+        links = tuple(Link(name, lower(part, _under(name, paths)), *_keys(name, paths)) for name, part in layers)
+        return Chain(links)
+    if type(model) is Residual:
+        return Residual(*(lower(part, _under(name, paths)) for name, part in model.parts()))
+    if type(model) is Parallel:
+        return Parallel(*(lower(part, _under(name, paths)) for name, part in model.parts()))
+    return model
+
+
+Keys = tuple[tuple[str, str], ...]
+"""What a layer calls an array, and its path."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One layer of a chain, with its arrays."""
+
+    name: str
+    layer: Layer
+    weights: Keys
+    stats: Keys
+    draws: Keys
+
+
+@dataclass(frozen=True, repr=False)
+class Chain(Layer):
+    """A `Sequential`, prepared."""
+
+    links: tuple[Link, ...]
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """As `Sequential.apply`; nothing is shown to `run.watch`."""
+        new: dict[str, Array] = {}
+        backwards: list[Backward] = []
+        plain = Run(run.ops, run.training)
+        for link in self.links:
+            inner = (
+                Run(run.ops, run.training, {k: run.draws[p] for k, p in link.draws})
+                if link.draws and run.training
+                else plain
+            )
+            try:
+                x, s, part = link.layer.apply(
+                    {k: weights[p] for k, p in link.weights}, {k: stats[p] for k, p in link.stats}, x, inner
+                )
+            except ShapeError as e:
+                raise e.within(named(link.name, link.layer)) from None
+            for k, p in link.stats:
+                new[p] = s[k]
+            backwards.append(part)
+        first = next((i for i, link in enumerate(self.links) if link.weights), len(self.links))
+
+        def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
+            gradients: dict[str, Array] = {}
+            for i in range(len(backwards) - 1, (-1 if input_gradient else first - 1), -1):
+                dy, dweights = backwards[i](dy, input_gradient=input_gradient or i > first)
+                for k, p in self.links[i].weights:
+                    gradients[p] = dweights[k]
+            return (dy if input_gradient else None), gradients
+
+        return x, new, backward
+
+
+@dataclass(frozen=True, repr=False)
+class ConvPool(Layer):
+    """A convolution and the max-pool after it, with ReLU between or behind them, as one op."""
+
+    conv: Conv
+    pool: MaxPool
+    relu: bool
+
+    per_sample: ClassVar[bool] = True
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """See `xpnn.ops.conv_pool`."""
+        y, op_backward = run.ops.conv_pool(
+            x, weights["weight"], weights.get("bias"), pool=self.pool.window, relu=self.relu,
+            stride=self.conv.stride, padding=self.conv.padding, dilation=self.conv.dilation,
+        )  # fmt: skip
+        return y, {}, weighted(op_backward)
+
+    def __repr__(self) -> str:
+        return f"{self.conv!r} and {self.pool!r}"
+
+
+def _flat(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    for name, layer in model.parts():
+        if type(layer) is Sequential:
+            yield from _flat(layer, f"{prefix}{name}.")
+        else:
+            yield prefix + name, layer
+
+
+def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
+    """`conv → [relu] → max_pool` and `conv → max_pool → relu` as one, under the name of the convolution."""
+    while layers:
+        (name, first), *layers = layers
+        kinds = [type(layer) for _, layer in layers[:2]]
+        before = 1 if kinds[:1] == [ReLU] else 0  # layers between convolution and pool
+        pool = layers[before][1] if before < len(layers) else None
+        if type(first) in (Conv1D, Conv2D, Conv3D) and isinstance(first, Conv) and first.groups == 1 and _tiles(pool):
+            assert isinstance(pool, MaxPool)
+            relu = ReLU in kinds
+            first, layers = ConvPool(first, pool, relu), layers[1 + relu :]
+        yield name, first
+
+
+def _tiles(layer: Layer | None) -> bool:
+    """Whether this is a max-pool whose windows lie side by side, without padding."""
+    if type(layer) not in (MaxPool1D, MaxPool2D, MaxPool3D):
+        return False
+    assert isinstance(layer, MaxPool)
+    window = each("max_pool", "window", layer.window, layer.spatial)
+    stride = window if layer.stride is None else each("max_pool", "stride", layer.stride, layer.spatial)
+    return window == stride and layer.padding in ("valid", 0) and layer.dilation == 1 and not layer.ceil_mode
+
+
+def _keys(name: str, paths: Paths) -> tuple[Keys, Keys, Keys]:
+    return tuple(tuple((p[len(name) + 1 :], p) for p in kind if p.startswith(f"{name}.")) for kind in paths)  # type: ignore[return-value]
+
+
+def _under(name: str, paths: Paths) -> Paths:
+    return tuple([k for k, _ in keys] for keys in _keys(name, paths))  # type: ignore[return-value]
