@@ -24,8 +24,8 @@ from xpnn.bench import machine
 from xpnn.bench.measure import Side, ratio
 from xpnn.optim import OneCycle, Progress
 
-MODEL, BATCH, EPOCHS, LR, MOMENTUM = "small-cnn", 64, 2, 0.1, 0.9
-LOOKS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the last epoch; the others have one at their end
+MODEL, BATCH, EPOCHS, LR, MOMENTUM = "small-cnn", 128, 2, 0.15, 0.9
+LOOKS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the last epoch; the others have one at their end
 
 
 def looks(steps):

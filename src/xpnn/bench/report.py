@@ -68,7 +68,7 @@ def plot(results: Sequence[Result], path: Path, title: str) -> None:
     for result in results:
         panels.setdefault((result.work.model_name, result.work.mode), []).append(result)
     bars = [sum(len(_shown(result)) + 1 for result in panel) for panel in panels.values()]
-    figure = Figure(figsize=(9, 0.9 + sum(0.3 * n + 0.35 for n in bars)), layout="constrained")
+    figure = Figure(figsize=(9, 0.8 + sum(0.24 * n + 0.3 for n in bars)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": bars})[:, 0]
     for ax, ((model, mode), panel) in zip(axes, panels.items(), strict=True):
