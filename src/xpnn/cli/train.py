@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from xpnn import backend as backends
 from xpnn import data, models, optim
 from xpnn.cli.progress import progress
+from xpnn.cli.values import count, positive, share
 from xpnn.train import Callback, Trainer
 
 OPTIMIZERS: dict[str, optim.Optimizer] = {
@@ -56,15 +57,15 @@ def add_to(commands: Any) -> None:
     add("--dataset", default="digits", **_one_of(RECIPES))
     add("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
     add("--model", **quiet, **_one_of(models.MODELS, _recipes("model")))
-    add("--epochs", **quiet, type=_count, metavar="N", help=_recipes("epochs"))
-    add("--batch-size", **quiet, type=_count, metavar="N", help=f"images a step; {_recipes('batch_size')}")
+    add("--epochs", **quiet, type=count, metavar="N", help=_recipes("epochs"))
+    add("--batch-size", **quiet, type=count, metavar="N", help=f"images a step; {_recipes('batch_size')}")
     add("--optimizer", default="sgd", **_one_of(OPTIMIZERS))
-    add("--lr", **quiet, type=_rate, metavar="X", help=f"largest learning rate; default: {rates}")
+    add("--lr", **quiet, type=positive, metavar="X", help=f"largest learning rate; default: {rates}")
     add("--schedule", default="one-cycle", **_one_of(SCHEDULES))
     add("--seed", default=0, type=int, metavar="N", help="of weights, order and dropout; default: %(default)s")
-    add("--limit", **quiet, type=_count, metavar="N", help="train on the first N images only")
+    add("--limit", **quiet, type=count, metavar="N", help="train on the first N images only")
     add("--out", **quiet, type=Path, metavar="DIR", help="write summary, metrics and weights there")
-    add("--target-accuracy", **quiet, type=_share, metavar="X", help="exit with status 1 below it")
+    add("--target-accuracy", **quiet, type=share, metavar="X", help="exit with status 1 below it")
     add("--json", action="store_true", help="print nothing but the summary, as JSON")
     parser.set_defaults(run=run)
 
@@ -199,29 +200,3 @@ def _versions() -> dict[str, str]:
     from xpnn import __version__
 
     return {"xpnn": __version__, "python": platform.python_version(), "numpy": np.__version__}
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
