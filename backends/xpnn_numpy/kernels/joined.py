@@ -36,13 +36,12 @@ def conv_pool(
     x = np.ascontiguousarray(x)
     windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
     y = np.empty((len(x), *windows.out, c_out), x.dtype)
-    rounds: list[tuple[Block, standard.Levels]] = []
+    responses: list[tuple[Block, Host]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
-        responses = (windows.gather(block) @ matrix.T).reshape(-1, *part.shape)
-        levels = standard.tournament(np.maximum, list(responses))
-        rounds.append((block, levels))
-        part[...] = levels[-1][0]
+        phases = np.matmul(windows.gather(block), matrix.T).reshape(-1, *part.shape)
+        np.maximum.reduce(phases, 0, out=part)
+        responses.append((block, phases))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
     if relu:
@@ -51,7 +50,7 @@ def conv_pool(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
-        by_block = [(block, _prizes(levels, d[block])) for block, levels in rounds]
+        by_block = [(block, _prizes(phases, d[block])) for block, phases in responses]
         dx, dweight, by_dy = None, None, suits(w, weight, prod(size) * prod(windows.out))
         if by_dy or (input_gradient and is_unit(w)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
@@ -63,16 +62,23 @@ def conv_pool(
     return y, backward
 
 
-def _prizes(levels: standard.Levels, d: Host) -> Host:
-    """The gradient of each phase, `(phases, …)`, from that of the maximum."""
+def _prizes(phases: Host, d: Host) -> Host:
+    """The gradient of each phase from that of the maximum: the tournament, all games of a round at once."""
+    rounds = [phases]
+    while len(rounds[-1]) > 2:
+        a = rounds[-1]
+        games = len(a) // 2 * 2
+        winners = np.empty((len(a) - games // 2, *d.shape), d.dtype)
+        np.maximum(a[:games:2], a[1:games:2], out=winners[: games // 2])
+        winners[games // 2 :] = a[games:]  # the last, where it has no opponent
+        rounds.append(winners)
     prizes = d[None]
-    for level in reversed(levels[:-1]):
-        shared = np.empty((len(level), *d.shape), d.dtype)
-        for i in range(len(level) // 2):
-            np.multiply(prizes[i], level[2 * i] >= level[2 * i + 1], out=shared[2 * i])
-            np.subtract(prizes[i], shared[2 * i], out=shared[2 * i + 1])
-        if len(level) % 2:  # the last had no opponent
-            shared[-1] = prizes[-1]
+    for a in reversed(rounds):
+        games, shared = len(a) // 2 * 2, np.empty_like(a)
+        left, right = shared[:games:2], shared[1:games:2]
+        np.multiply(prizes[: games // 2], a[:games:2] >= a[1:games:2], out=left)
+        np.subtract(prizes[: games // 2], left, out=right)
+        shared[games:] = prizes[games // 2 :]
         prizes = shared
     return prizes
 
