@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ class _Blas:
 
     def __init__(self) -> None:
         self.lock, self.inside, self.limiter = threading.Lock(), 0, cast(Any, None)
+        self.keeper = ThreadPoolExecutor(1, thread_name_prefix="xpnn-blas")
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
@@ -34,14 +36,13 @@ class _Blas:
                     self.keeper.submit(self.limiter.restore_original_limits).result()
 
     @cached_property
-    def keeper(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="xpnn-blas")
-
-    @cached_property
     def controller(self) -> Any:
         from threadpoolctl import ThreadpoolController
 
         return ThreadpoolController()  # finding the libraries takes a while: once is enough
 
 
-one_blas_thread = _Blas().one_thread
+_blas = _Blas()
+one_blas_thread = _blas.one_thread
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_blas.__init__)  # type: ignore[misc]  # the keeper stays with the parent

@@ -23,12 +23,10 @@ from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread
-from xpnn_numpy.lanes import LANES, Crew, Meeting, threads
+from xpnn_numpy.lanes import LANES, MOST, Crew, Meeting, threads
 
-LANE_BYTES = 1 << 19
-"""A lane has at least this much of the largest activation: smaller calls cost more in threads than they gain."""
-PIECE_BYTES = 1 << 21
-"""And a piece at most so much: what fits the second-level cache, with something of the third."""
+PIECE_BYTES = 1 << 23
+"""Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
 CHUNK = 1 << 15
 """Weights that are updated at a time."""
 
@@ -111,9 +109,8 @@ class PiecesExecutor(Executor):
     ) -> tuple[list[Array], dict[str, Array], Array, Array]:
         """For each lane the flat gradient; the new statistics, the sum of the loss and of right answers."""
         n, weights = len(images), self._tree(state["weights"])
-        lanes = LANES if self.model.divisible else 1
-        while lanes > 1 and n * self.sample_bytes < lanes * LANE_BYTES:
-            lanes //= 2
+        enough = [lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes]
+        lanes = max(enough, default=1) if self.model.divisible else 1
         piece = self.piece if self.model.per_sample else n
         meeting = None if lanes == 1 or self.model.per_sample else Meeting(lanes, self.crew.threads)
 
@@ -154,7 +151,7 @@ class PiecesExecutor(Executor):
         def whole(lane: int, part: Array, n: int) -> tuple[Array, int]:
             return self._meeting.whole(lane, part, n)
 
-        return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(LANES)]
+        return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
 
 
 @cache

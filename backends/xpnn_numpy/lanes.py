@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +20,15 @@ from xpnn.ops._array import Array
 
 T = TypeVar("T")
 
-LANES = 8
+LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
+"""Bytes of a batch's largest activation, from which on it is cut into so many lanes.
+
+A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
+"""
+MOST = LANES[0][1]
 
 
-def threads() -> int:
+def threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """How many threads to use: `XPNN_THREADS`, else the cores that this process may use."""
     given = os.environ.get("XPNN_THREADS", "")
     if given and not (given.isdecimal() and int(given)):
@@ -32,14 +36,14 @@ def threads() -> int:
     if given:
         return int(given)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _quota()))
+    return max(1, min(allowed, _quota(cgroup)))
 
 
-def _quota(root: str = "/sys/fs/cgroup") -> int:
+def _quota(cgroup: Path) -> int:
     """The cores that the control group of a container allows, rounded up (versions 2 and 1)."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            words = " ".join(Path(root, file).read_text(encoding="ascii") for file in files).split()
+            words = " ".join((cgroup / file).read_text(encoding="ascii") for file in files).split()
             quota, period = int(words[0]), int(words[1])
         except (OSError, ValueError, IndexError):  # no such file, or "max": no limit
             continue
@@ -52,12 +56,14 @@ class Crew:
     """The threads of one executor; the calling thread is one of them."""
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
+        self.threads, self.process = threads, 0
 
-    @cached_property
+    @property
     def helpers(self) -> ThreadPoolExecutor:
-        """The other threads; none is started before it is needed."""
-        return ThreadPoolExecutor(LANES - 1, thread_name_prefix="xpnn")
+        """The other threads; none is started before it is needed, and a forked process starts its own."""
+        if self.process != os.getpid():
+            self.process, self._helpers = os.getpid(), ThreadPoolExecutor(MOST - 1, thread_name_prefix="xpnn")
+        return self._helpers
 
     def each(self, work: Callable[[int], T], n: int) -> list[T]:
         """`[work(0), …, work(n - 1)]`, each on some thread; the first error stops it and is raised."""

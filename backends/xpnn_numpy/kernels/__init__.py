@@ -17,6 +17,7 @@ from xpnn_numpy.kernels.joined import conv_pool
 from xpnn_numpy.kernels.linear import dense
 from xpnn_numpy.kernels.loss import softmax_cross_entropy
 from xpnn_numpy.kernels.norm import batch_norm
+from xpnn_numpy.kernels.pool import avg_pool
 from xpnn_numpy.kernels.sums import matmul, total
 
 KERNELS: Mapping[str, Callable[..., Any]] = {
@@ -25,6 +26,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
     "conv_pool": conv_pool,
     "dense": dense,
+    "avg_pool": avg_pool,
     "batch_norm": batch_norm,
     "relu": relu,
     "tanh": tanh,

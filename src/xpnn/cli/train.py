@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -54,6 +55,13 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("--backend", **quiet, metavar="NAME", help="numpy, cupy, … (`xpnn backends` lists them); default: auto")
     add("--device", **quiet, metavar="NAME", help="which device, in the words of the backend, e.g. cuda:1")
+    add(
+        "--threads",
+        **quiet,
+        type=count,
+        metavar="N",
+        help="threads of the numpy backend; default: the cores it may use",
+    )
     add("--dataset", default="digits", **_one_of(RECIPES))
     add("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
     add("--model", **quiet, **_one_of(models.MODELS, _recipes("model")))
@@ -75,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     recipe = RECIPES[arguments.dataset] | given
     stream = sys.stderr if arguments.json else sys.stdout
+    if "threads" in given:
+        os.environ["XPNN_THREADS"] = str(arguments.threads)
     backend = backends.get(given.get("backend"), given.get("device"))
     dataset = data.load(arguments.dataset, given.get("data_dir"))
     limit = given.get("limit", len(dataset.train_labels))

@@ -1,0 +1,279 @@
+"""The NumPy executor: any number of threads gives the bits of one, lanes and pieces the numbers of the whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+
+import numpy as np
+import pytest
+from xpnn_numpy import blas, executor, lanes
+
+import xpnn
+from xpnn.layers import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2D,
+    Parallel,
+    ReLU,
+    Residual,
+    Sequential,
+)
+from xpnn.random import Stream
+
+MODEL = Sequential([Conv2D(8, 3), ReLU(), MaxPool2D(2), Dropout(0.3), Flatten(), Dense(5)])
+JOINED = Sequential(
+    [
+        Conv2D(6, 3, padding=1, bias=False),
+        BatchNorm(),
+        ReLU(),
+        Residual(Sequential([Conv2D(6, 3, padding=1), BatchNorm()])),
+        Parallel(Conv2D(2, 1), Sequential([BatchNorm(momentum=0.3)])),
+        Dropout(0.3),
+        Flatten(),
+        Dense(5),
+    ]
+)
+MODELS = {"per-sample": MODEL, "batch-norm": JOINED}
+IMAGES = Stream(0, "images").uniform((70, 12, 12, 1)).astype("float32")
+LABELS = (Stream(0, "labels").words(0, 70) % np.uint64(5)).astype("int64")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Eight lanes for any batch of eight, four samples a piece."""
+    monkeypatch.setattr(executor, "LANES", ((0, 8),))
+    monkeypatch.setattr(executor, "PIECE_BYTES", 4 * 8 * 10 * 10 * 4)
+    monkeypatch.setattr(executor, "CHUNK", 100)
+
+
+def trained(model, batch_size=35, **options):
+    trainer = xpnn.Trainer(model, backend="numpy", seed=1, **options)
+    records = trainer.fit(IMAGES, LABELS, epochs=2, batch_size=batch_size)
+    return trainer, records
+
+
+def bits(trainer, records):
+    return {**trainer.weights, **trainer.stats, "loss": records[-1]["loss"], "scores": trainer.predict(IMAGES)}
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for name, a in found.items():
+        np.testing.assert_array_equal(a, expected[name], err_msg=name)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", MODELS)
+def test_same_bits_for_any_number_of_threads(monkeypatch, model):
+    results = []
+    for threads in ("1", "2", "8"):
+        monkeypatch.setenv("XPNN_THREADS", threads)
+        results.append(bits(*trained(MODELS[model])))
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+
+
+@pytest.mark.parametrize(("bytes_", "expected"), [(1, 1), (2 << 20, 2), (16 << 20, 4), (32 << 20, 8), (1 << 40, 8)])
+def test_lanes_grow_with_the_batch(monkeypatch, bytes_, expected):
+    trainer = xpnn.Trainer(MODEL, backend="numpy", seed=1).build((12, 12, 1))
+    trainer.executor.sample_bytes = -(-bytes_ // 70)
+    flats, *_ = trainer.executor._lanes(trainer._state, IMAGES, LABELS, trainer._draws(0, 70), np.float32(1))
+    assert len(flats) == expected
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("samples", [1, 3, 4, 5, 31, 32, 33, 64, 70])
+def test_gradient_is_that_of_the_whole_batch(monkeypatch, samples, model):
+    results = []
+    for kernels in ("", "standard"):
+        monkeypatch.setenv("XPNN_KERNELS", kernels)
+        trainer = xpnn.Trainer(MODELS[model], backend="numpy", dtype="float64", seed=1).build((12, 12, 1))
+        draws = trainer._draws(0, samples)
+        x, y = IMAGES[:samples].astype("float64"), LABELS[:samples]
+        results.append(trainer.executor.gradient(trainer._state, x, y, draws, 1 / samples))
+    (flat, stats, loss, right), (flat2, stats2, loss2, right2) = results
+    np.testing.assert_allclose(flat, flat2, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(loss, loss2, rtol=1e-12)
+    assert right == right2
+    assert stats.keys() == stats2.keys()
+    for path, a in stats.items():
+        np.testing.assert_allclose(a, stats2[path], rtol=1e-12)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_an_update_in_chunks_is_that_of_the_whole(monkeypatch, clip):
+    """Also of an optimizer that looks at all weights together, which must not be cut."""
+
+    class Normed(xpnn.optim.SGD):
+        elementwise = False
+
+        def update(self, ops, weights, gradient, moments, scalars):
+            assert gradient.shape == (weights.size,)
+            return super().update(ops, weights, gradient / np.sqrt(np.sum(gradient**2)), moments, scalars)
+
+    for optimizer in (xpnn.optim.AdamW(1e-2, clip_norm=clip), Normed(1e-2, momentum=0.9, clip_norm=clip)):
+        results = []
+        for chunk in (100, 1 << 20):
+            monkeypatch.setattr(executor, "CHUNK", chunk)
+            results.append(bits(*trained(MODEL, optimizer=optimizer)))
+        assert_same_bits(*results)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_model_that_ties_samples_together_in_its_own_way_is_not_cut():
+    class Own(Layer):
+        def apply(self, weights, stats, x, run):
+            assert len(x) == 35
+            return x - np.mean(x, axis=0), {}, lambda dy, *, input_gradient=True: (dy - np.mean(dy, axis=0), {})
+
+    trained(Sequential([Conv2D(4, 3), Own(), Flatten(), Dense(5)]))
+
+
+class Broken(Layer):
+    """Raises in the lane of the first image."""
+
+    per_sample = True
+
+    def apply(self, weights, stats, x, run):
+        if run.training and (x == IMAGES[0]).all(axis=(1, 2, 3)).any():
+            self.fail()
+        return x, {}, lambda dy, *, input_gradient=True: (dy, {})
+
+    def fail(self):
+        raise OSError("no more memory")
+
+
+class Interrupted(Broken):
+    def fail(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("threads", ["1", "2", "8"])
+def test_an_error_in_a_lane_is_the_callers(monkeypatch, model, threads):
+    """With its own traceback; nobody computes on, and the threads can be used again."""
+    monkeypatch.setenv("XPNN_THREADS", threads)
+    for layer, error in ((Broken(), OSError), (Interrupted(), KeyboardInterrupt)):
+        trainer = xpnn.Trainer(Sequential([layer, *MODELS[model].layers]), backend="numpy", seed=1)
+        with pytest.raises(error) as caught:
+            trainer.fit(IMAGES, LABELS, batch_size=70)
+        assert traceback.extract_tb(caught.tb)[-1].name == "fail"
+        trainer.fit(IMAGES[1:], LABELS[1:], batch_size=69)
+
+
+@pytest.mark.usefixtures("small")
+def test_from_the_users_own_threads(monkeypatch):
+    monkeypatch.setenv("XPNN_THREADS", "2")
+    expected = {name: bits(*trained(model)) for name, model in MODELS.items()}
+    found = {}
+
+    def work(name):
+        found[name] = bits(*trained(MODELS[name]))
+
+    users = [threading.Thread(target=work, args=(name,)) for name in MODELS]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(60)
+    for name in MODELS:
+        assert_same_bits(found[name], expected[name])
+
+
+TRAIN = """
+import os, sys
+import numpy as np
+import xpnn
+from xpnn_numpy import executor
+executor.LANES = ((0, 8),)
+rng = np.random.default_rng(0)
+x, y = rng.random((64, 20, 20, 1), dtype="float32"), rng.integers(0, 10, 64)
+trainer = xpnn.Trainer(xpnn.models.get("tiny-cnn"), backend="numpy")
+trainer.fit(x, y, batch_size=64)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_trains():
+    """Its parent's threads are not in it."""
+    code = TRAIN + "child = os.fork()\ntrainer.fit(x, y, batch_size=64)\nchild and os._exit(os.waitpid(child, 0)[1])"
+    environment = os.environ | {"XPNN_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent in another way")
+def test_ctrl_c_ends_it():
+    code = TRAIN + "print('go', flush=True)\ntrainer.fit(x, y, batch_size=64, epochs=10**6)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "go\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+def blas_threads():
+    from threadpoolctl import threadpool_info
+
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_gets_its_threads_back():
+    before = blas_threads()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with blas.one_blas_thread():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with blas.one_blas_thread():
+        thread.start()
+        assert inside.wait(10)
+        assert set(blas_threads()) == {1}
+    assert set(blas_threads()) == {1}  # the other is still inside
+    leave.set()
+    thread.join()
+    assert blas_threads() == before
+    with pytest.raises(KeyError), blas.one_blas_thread():
+        raise KeyError
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1"])
+def test_a_wrong_number_of_threads_is_refused(monkeypatch, value):
+    monkeypatch.setenv("XPNN_THREADS", value)
+    with pytest.raises(ValueError, match=r"XPNN_THREADS=.*positive integer"):
+        trained(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 3),
+        ({"cpu.max": "max 100000"}, 3),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "900000 100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 3),
+    ],
+)
+def test_threads_follow_the_cores_that_may_be_used(monkeypatch, tmp_path, files, expected):
+    monkeypatch.delenv("XPNN_THREADS", raising=False)
+    monkeypatch.setattr(lanes.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert lanes.threads(tmp_path) == expected
