@@ -14,13 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VALUES = "tests/ops/test_values.py"
+CASES = "tests/test_cases.py"
+EXECUTOR = "tests/backends/test_numpy_executor.py"
 
 MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the code, what it becomes
     "conv kernel flipped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "    matrix = xp.reshape(weight, (groups, c_out // groups, -1))",
-        "    matrix = xp.reshape(xp.flip(weight, axis=1), (groups, c_out // groups, -1))",
+        "    matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C_out/G, K·C/G)",
+        "    matrix = xp.reshape(xp.flip(weight, axis=1), (groups, weight.shape[0] // groups, -1))",
     ),
     "conv weights never updated": (
         "tests/layers/test_layers.py",
@@ -31,8 +33,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "conv bias gradient dropped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None",
-        "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None",
+        "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None if",
+        "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None if",
     ),
     "dense bias gradient dropped": (
         VALUES,
@@ -43,7 +45,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "ReLU mask forgotten": (
         VALUES,
         "src/xpnn/ops/activation.py",
-        "lambda dy: xp.where(y > 0, dy, 0.0)",
+        "lambda dy: dy * xp.astype(y > 0, dy.dtype)",
         "lambda dy: dy",
     ),
     "tied maxima all get the gradient": (
@@ -67,14 +69,56 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "stride and dilation swapped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        'w = window("conv", tuple(x.shape[1:-1]), kernel, stride, padding, dilation)',
-        'w = window("conv", tuple(x.shape[1:-1]), kernel, dilation, padding, stride)',
+        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride, padding, dilation)",
+        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), dilation, padding, stride)",
     ),
     "KH and KW swapped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])",
-        "c_out, kernel = weight.shape[0], tuple(weight.shape[1:-1])[::-1]",
+        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride",
+        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1])[::-1], stride",
+    ),
+    "tied phases: the last gets the gradient": (
+        VALUES,
+        "src/xpnn/ops/joined.py",
+        "xp.astype(a >= b, prize.dtype)",
+        "xp.astype(a > b, prize.dtype)",
+    ),
+    "tied phases in the kernel: the last gets the gradient": (
+        CASES,
+        "backends/xpnn_numpy/kernels/joined.py",
+        "a[:games:2] >= a[1:games:2]",
+        "a[:games:2] > a[1:games:2]",
+    ),
+    "kernel not turned around for dx": (
+        CASES,
+        "backends/xpnn_numpy/kernels/convolution.py",
+        "turned = np.moveaxis(np.flip(weight, axes), 0, -2)",
+        "turned = np.moveaxis(weight, 0, -2)",
+    ),
+    "a phase that the pool drops": (
+        CASES,
+        "backends/xpnn_numpy/kernels/joined.py",
+        "slice(a, m // p * p, p)",
+        "slice(a, m, p)",
+    ),
+    "batch norm of a lane by itself": (
+        EXECUTOR,
+        "backends/xpnn_numpy/lanes.py",
+        "        for part, m in self.parts[1:]:",
+        "        for part, m in self.parts[:0]:",
+    ),
+    "a lane's share of the gradient forgotten": (
+        EXECUTOR,
+        "backends/xpnn_numpy/executor.py",
+        "                        gradient[path] += g",
+        "                        gradient[path] = g",
+    ),
+    "ReLU dropped by the joined layer": (
+        "tests/train/test_lowering.py",
+        "src/xpnn/train/lowering.py",
+        "relu = ReLU in kinds",
+        "relu = kinds[0] is ReLU",
     ),
     "softmax gradient not divided by N": (
         "tests/train/test_executor.py",
@@ -89,10 +133,10 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "weights - (2 * lr * weight_decay) * weights",
     ),
     "the last piece of a lane left out": (
-        "tests/backends/test_numpy_pieces.py",
+        EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "cuts = [*range(bound[0], bound[1], self.piece), bound[1]]",
-        "cuts = [*range(bound[0], bound[1], self.piece), bound[1]][: 2 if lanes > 1 else None]",
+        "for k in range(pieces + 1))",
+        "for k in range(max(pieces, 2)))",
     ),
 }
 

@@ -74,6 +74,21 @@ def test_first_of_all_gets_the_gradient(case):
     np.testing.assert_array_equal(expected.values["dx"], dx)
 
 
+@named([c for c in OPS if c.subject == "conv_pool"])
+def test_joined_is_one_after_the_other(case):
+    """Also where responses are tied, and in which order bias, pool and ReLU come."""
+    expected, options = parity.expected(case), dict(case.options)
+    pool, relu = options.pop("pool"), options.pop("relu", False)
+    responses, conv_backward = ops.conv(*case.arrays().values(), **options)
+    y, pool_backward = ops.max_pool(responses, window=pool)
+    y, relu_backward = ops.relu(y) if relu else (y, lambda dy: (dy,))
+    gradients = conv_backward(*pool_backward(*relu_backward(expected.dy)))
+    np.testing.assert_allclose(expected.values["y"], y, rtol=1e-12, atol=1e-13)
+    for name, gradient in zip(("dx", "dweight", "dbias"), gradients, strict=True):
+        if gradient is not None:
+            np.testing.assert_allclose(expected.values[name], gradient, rtol=1e-11, atol=1e-12)
+
+
 @named([c for c in OPS if c.subject == "relu"])
 def test_slope_of_relu_at_zero_is_zero(case):
     expected = parity.expected(case)

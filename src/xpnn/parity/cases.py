@@ -253,6 +253,7 @@ OPS = [
     of_op("conv_pool", "strided-dilated", (2, 8, 6, 3), (2, 2, 2, 3), (2,), pool=2, stride=2, dilation=2, padding=1),
     of_op("conv_pool", "1d", (2, 9, 3), (4, 3, 3), (4,), pool=3),
     of_op("conv_pool", "3d", (2, 4, 5, 3, 2), (3, 2, 2, 2, 2), (3,), pool=(2, 2, 1), relu=True),
+    of_op("conv_pool", "ties", Data((2, 4, 6, 1), "ties"), Data((3, 1, 1, 1), "positive"), (3,), pool=2),
     of_op("conv_pool", "many-places", (3, 16, 15, 2), (2, 2, 2, 2), (2,), pool=2),
     # conv_transpose: x (N, *spatial, C), weight (C, *kernel, C_out / groups), bias (C_out,)
     of_op("conv_transpose", "plain", (2, 3, 4, 3), (3, 2, 3, 4), (4,)),

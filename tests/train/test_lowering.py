@@ -1,0 +1,147 @@
+"""Lowering changes how a model is computed, and nothing else."""
+
+import numpy as np
+import pytest
+
+from xpnn import models
+from xpnn.errors import ShapeError
+from xpnn.layers import (
+    AvgPool2D,
+    BatchNorm,
+    Conv1D,
+    Conv2D,
+    Conv3D,
+    Dense,
+    Dropout,
+    Flatten,
+    MaxPool1D,
+    MaxPool2D,
+    MaxPool3D,
+    Parallel,
+    ReLU,
+    Residual,
+    Run,
+    Sequential,
+    Tanh,
+)
+from xpnn.ops import standard
+from xpnn.random import Stream
+from xpnn.train.lowering import Chain, ConvPool, lower
+
+pytestmark = pytest.mark.eager
+
+NETWORKS = {
+    "article": (models.get("article"), (8, 8, 1)),
+    "small": (models.get("small-cnn"), (14, 14, 1)),
+    "nested": (
+        Sequential(
+            [
+                Sequential([Conv2D(4, 3, padding=1), Sequential([BatchNorm(), ReLU()])]),
+                Residual(Sequential([Conv2D(4, 3, padding=1), BatchNorm()]), Sequential([Conv2D(4, 1)])),
+                Parallel(Sequential([Conv2D(3, 2), ReLU(), MaxPool2D(2)]), Sequential([Conv2D(2, 2), MaxPool2D(2)])),
+                Dropout(0.4),
+                Flatten(),
+                Dense(3),
+            ]
+        ),
+        (7, 6, 2),
+    ),
+    "no-weights": (Sequential([ReLU(), Flatten()]), (3, 2)),
+    "a layer": (Dense(3), (4,)),
+}
+
+
+def lowered(model, in_shape):
+    weights, stats = model.init(in_shape, Stream(0, "weights"))
+    draws = model.draws(in_shape)
+    return lower(model, (weights, stats, [d.path for d in draws])), weights, stats, draws
+
+
+def kinds(model, in_shape=(16, 16, 4)):
+    return [(link.name, type(link.layer)) for link in lowered(model, in_shape)[0].links]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("training", [False, True])
+def test_same_numbers_under_the_same_paths(backend, name, training):
+    model, in_shape = NETWORKS[name]
+    program, weights, stats, draws = lowered(model, in_shape)
+    dtype = "float64" if backend.supports("float64") else "float32"
+    images = Stream(0, "images").normal((5, *in_shape))
+    masks = {d.path: backend.asarray(Stream(0, d.path).mask(0, 5, d.shape, d.probability)) for d in draws}
+    results = []
+    for layer in (model, program):
+        w, s = ({k: backend.asarray(a, dtype) for k, a in part.items()} for part in (weights, stats))
+        run = Run(backend.ops, training, masks if training else {})
+        y, new, backward = layer.apply(w, s, backend.asarray(images, dtype), run)
+        dx, dweights = backward(backend.asarray(np.cos(np.arange(y.size, dtype=float)).reshape(y.shape), dtype))
+        none, again = backward(backend.asarray(np.ones(tuple(y.shape)), dtype), input_gradient=False)
+        assert none is None
+        assert again.keys() == dweights.keys()
+        results.append({"y": y, "dx": dx} | new | {f"d{k}": g for k, g in dweights.items()})
+    found, expected = ({k: backend.to_numpy(a) for k, a in r.items()} for r in reversed(results))
+    assert found.keys() == expected.keys()
+    assert {f"d{k}" for k in weights} <= found.keys()
+    tolerance = 1e-11 if dtype == "float64" else 2e-5
+    for key, a in found.items():
+        np.testing.assert_allclose(a, expected[key], rtol=tolerance, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([Conv2D(4, 3), MaxPool2D(2)], [("0", ConvPool)]),
+        ([Conv2D(4, 3), ReLU(), MaxPool2D(2), ReLU()], [("0", ConvPool), ("3", ReLU)]),
+        ([Conv2D(4, 3), MaxPool2D(2), ReLU(), Tanh()], [("0", ConvPool), ("3", Tanh)]),
+        ([Conv2D(4, 3, stride=2, padding="same", bias=False), MaxPool2D((2, 1), (2, 1))], [("0", ConvPool)]),
+        ([Sequential([Conv2D(4, 3)]), Sequential([ReLU(), MaxPool2D(2)])], [("0.0", ConvPool)]),
+        ([Conv2D(4, 3), Tanh(), MaxPool2D(2)], [("0", Conv2D), ("1", Tanh), ("2", MaxPool2D)]),
+        ([Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2)], [("0", Conv2D), ("1", ReLU), ("2", ReLU), ("3", MaxPool2D)]),
+        ([Conv2D(4, 3), AvgPool2D(2)], [("0", Conv2D), ("1", AvgPool2D)]),
+        ([Conv2D(4, 3, groups=2), MaxPool2D(2)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3), MaxPool2D(3, stride=2)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3), MaxPool2D(2, padding=1)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3), MaxPool2D(2, dilation=2)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3), MaxPool2D(2, ceil_mode=True)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3)], [("0", Conv2D)]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_what_is_joined(layers, expected):
+    assert kinds(Sequential(layers)) == expected
+
+
+def test_joined_on_any_number_of_axes():
+    assert kinds(Sequential([Conv1D(4, 3), MaxPool1D(2)]), (9, 2)) == [("0", ConvPool)]
+    assert kinds(Sequential([Conv3D(4, 3), ReLU(), MaxPool3D(2)]), (9, 9, 9, 1)) == [("0", ConvPool)]
+
+
+def test_a_class_of_ones_own_is_left_as_it_is():
+    class Mine(Sequential):
+        def apply(self, weights, stats, x, run):
+            raise AssertionError
+
+    class MyConv(Conv2D):
+        pass
+
+    mine = Mine([Conv2D(4, 3), MaxPool2D(2)])
+    assert lowered(mine, (8, 8, 1))[0] is mine
+    assert kinds(Sequential([MyConv(4, 3), MaxPool2D(2)])) == [("0", MyConv), ("1", MaxPool2D)]
+
+
+def test_an_error_names_the_layers():
+    program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), MaxPool2D(2), Flatten()]), (8, 8, 2))
+    with pytest.raises(ShapeError, match=r"layer 0 \(Conv2D\(4, 3\) and MaxPool2D\(2\)\): conv_pool: x has 3 channels"):
+        program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+
+
+def test_executors_lower_unless_the_standard_is_asked_for(monkeypatch):
+    import xpnn
+
+    def program():
+        return xpnn.Trainer(models.get("article"), backend="numpy").build((8, 8, 1)).executor.program
+
+    assert isinstance(program(), Chain)
+    monkeypatch.setenv("XPNN_KERNELS", "standard")
+    assert program() == models.get("article")
