@@ -341,7 +341,7 @@ def test_a_stranger_is_found_listed_chosen_and_computes(install, monkeypatch):
         assert stranger_backend.calls == ["relu"]
         assert made.keys() == expected.keys()
         for name, value in made.items():
-            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+            np.testing.assert_allclose(value, expected[name], rtol=1e-12, atol=1e-14, err_msg=name)
     assert xpnn.backend.get("auto").name != "stranger"
 
 
