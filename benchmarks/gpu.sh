@@ -8,19 +8,6 @@ cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results}
 mkdir -p "$out"
 python=${PYTHON:-python3}
-meta=$(mktemp -d)
-trap 'rm -rf "$meta"' EXIT
-# Offline nothing can be built: the sources are used as they lie, with the entry points written beside them.
-"$python" - "$meta" <<'EOP' || exit 2
-import pathlib, sys, tomllib
-project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
-folder = pathlib.Path(sys.argv[1]) / "xpnn-0.dist-info"
-folder.mkdir()
-(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: xpnn\nVersion: {project['version']}\n")
-rows = [f"{name} = {value}" for name, value in project["entry-points"]["xpnn.backends"].items()]
-(folder / "entry_points.txt").write_text("\n".join(["[xpnn.backends]", *rows, ""]))
-EOP
-export PYTHONPATH="$PWD/src:$PWD/backends:$meta${PYTHONPATH:+:$PYTHONPATH}"
 failed=0
 if ! "$python" -c 'import sys; from xpnn import backend; sys.exit("cupy" not in backend.names())'; then
     # xpnn is not installed here: backends are found by their entry points, so lend it the metadata of an install

@@ -45,23 +45,26 @@ def conv(
         return standard.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     x = np.ascontiguousarray(x)
-    windows, matrix = Windows(pad(x, w.pads), w), weight.reshape(len(weight), -1)
+    matrix, by_dy = weight.reshape(len(weight), -1), suits(w, weight, prod(w.out))
+    windows = Windows(pad(x, w.pads), w)
     y = np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
         np.matmul(windows.gather(block), matrix.T, out=y[block].reshape(-1, len(weight)))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
+    kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
-        blocks = [(block, dy[block]) for block in windows.blocks(ops.column_bytes)]
-        dx, dweight, by_dy = None, None, suits(w, weight, prod(w.out))
-        if by_dy or (input_gradient and is_unit(w)):
-            dx, dweight = of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x if by_dy else None)
+        if kept is None:
+            return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x), dbias
+        blocks, dx = [(block, dy[block]) for block in kept.blocks(ops.column_bytes)], None
+        if input_gradient and is_unit(w):
+            dx, _ = of_dy(ops, pad(dy, full(w)), w, weight, True, None)
         elif input_gradient:
-            dx = windows.scattered(blocks, matrix)[inner(w)]
-        return dx, windows.weight_gradient(blocks, weight) if dweight is None else dweight, dbias
+            dx = kept.scattered(blocks, matrix)[inner(w)]
+        return dx, kept.weight_gradient(blocks, weight), dbias
 
     return y, backward
 
@@ -138,10 +141,8 @@ def suits(w: Window, weight: Host, responses: int) -> bool:
     return is_unit(w) and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)
 
 
-def of_dy(
-    ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host | None
-) -> tuple[Host | None, Host | None]:
-    """The gradients of the input and, given `x`, of the weights, from `dy` with its full padding."""
+def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host | None) -> tuple[Any, Any]:
+    """The gradients of the input (or None) and, given `x`, of the weights (or None), from `dy` fully padded."""
     c_out, *kernel, c = weight.shape
     axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
     windows = Windows(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n))

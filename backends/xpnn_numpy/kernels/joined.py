@@ -35,6 +35,7 @@ def conv_pool(
     size = standard.pooled(w, pool).size
     x = np.ascontiguousarray(x)
     windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
+    by_dy = suits(w, weight, prod(size) * prod(windows.out))
     y = np.empty((len(x), *windows.out, c_out), x.dtype)
     responses: list[tuple[Block, Host]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
@@ -51,12 +52,11 @@ def conv_pool(
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(phases, d[block])) for block, phases in responses]
-        dx, dweight, by_dy = None, None, suits(w, weight, prod(size) * prod(windows.out))
-        if by_dy or (input_gradient and is_unit(w)):
+        if is_unit(w) and (by_dy or input_gradient):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
             dx, dweight = of_dy(ops, image, w, weight, input_gradient, x if by_dy else None)
-        elif input_gradient:
-            dx = windows.scattered(by_block, matrix)[inner(w)]
+        else:
+            dx, dweight = windows.scattered(by_block, matrix)[inner(w)] if input_gradient else None, None
         return dx, windows.weight_gradient(by_block, weight) if dweight is None else dweight, dbias
 
     return y, backward

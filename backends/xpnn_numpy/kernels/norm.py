@@ -30,35 +30,35 @@ def batch_norm(
     """See `xpnn.ops.batch_norm`."""
     standard.check_batch_norm(x, scale, bias, running_mean, running_var)
     axes, here = tuple(range(x.ndim - 1)), prod(x.shape[:-1])
-    flat = rows(np.ascontiguousarray(x))
     mean, var, n = running_mean, running_var, here
     if training:
         sums, n = ops.whole(ops.total(x, axes), here)
         mean = sums / max(n, 1)
-    centred = flat - along(x, mean)
-    y = np.empty(x.shape, x.dtype)
+    centred, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    np.subtract(rows(np.ascontiguousarray(x)), along(x, mean), out=rows(centred))
     if training:
-        np.multiply(centred, centred, out=rows(y))
+        np.multiply(centred, centred, out=y)
         var = ops.whole(ops.total(y, axes), here)[0] / max(n, 1)
         running_mean, running_var = standard.moved(running_mean, running_var, mean, var, n, momentum)
     inverse = 1 / np.sqrt(var + epsilon)
     slope = inverse * scale
-    np.multiply(centred, along(x, slope), out=rows(y))
+    np.multiply(rows(centred), along(x, slope), out=rows(y))
     np.add(rows(y), along(x, bias), out=rows(y))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        d = rows(np.ascontiguousarray(dy))
-        product = np.multiply(d, centred)
-        sums = np.stack([ops.total(dy, axes), ops.total(product.reshape(x.shape), axes)])
+        dy = np.ascontiguousarray(dy)
+        product = np.multiply(dy, centred)
+        sums = np.stack([ops.total(dy, axes), ops.total(product, axes)])
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:
             return None, dscale, dbias, None, None
-        dx = np.multiply(d, along(x, slope))
+        dx = np.empty_like(product)
+        np.multiply(rows(dy), along(dy, slope), out=rows(dx))
         if training:
             means = ops.whole(sums, here)[0] * (slope / n)
-            np.multiply(centred, along(x, means[1] * inverse * inverse), out=product)
+            np.multiply(rows(centred), along(dy, means[1] * inverse * inverse), out=rows(product))
             np.subtract(dx, product, out=dx)
-            np.subtract(dx, along(x, means[0]), out=dx)
-        return dx.reshape(x.shape), dscale, dbias, None, None
+            np.subtract(rows(dx), along(dy, means[0]), out=rows(dx))
+        return dx, dscale, dbias, None, None
 
     return (y, running_mean, running_var), backward
