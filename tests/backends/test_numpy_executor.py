@@ -45,6 +45,11 @@ IMAGES = Stream(0, "images").uniform((70, 12, 12, 1)).astype("float32")
 LABELS = (Stream(0, "labels").words(0, 70) % np.uint64(5)).astype("int64")
 
 
+@pytest.fixture(autouse=True)
+def kernels_on(monkeypatch):
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Eight lanes for any batch of eight, four samples a piece."""

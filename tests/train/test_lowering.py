@@ -142,6 +142,7 @@ def test_executors_lower_unless_the_standard_is_asked_for(monkeypatch):
     def program():
         return xpnn.Trainer(models.get("article"), backend="numpy").build((8, 8, 1)).executor.program
 
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
     assert isinstance(program(), Chain)
     monkeypatch.setenv("XPNN_KERNELS", "standard")
     assert program() == models.get("article")

@@ -27,6 +27,7 @@ def dense(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = dy.reshape(y.shape)
         dx = np.matmul(d, weight).reshape(x.shape) if input_gradient else None
-        return dx, np.matmul(d.T, rows), None if bias is None else ops.total(d, 0)
+        dweight = d.T * rows if len(rows) == 1 else np.matmul(d.T, rows)  # one outer product is no work for BLAS
+        return dx, dweight, None if bias is None else ops.total(d, 0)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward

@@ -273,6 +273,7 @@ OPS = [
     of_op("dense", "plain", (3, 5), (4, 5), (4,)),
     of_op("dense", "no-bias", (2, 4), (3, 4), None),
     of_op("dense", "ones", (1, 1), (1, 1), (1,)),
+    of_op("dense", "one-sample", (1, 7), (3, 7), (3,)),
     of_op("dense", "more-axes", (2, 3, 2, 5), (4, 5), (4,)),
     of_op("dense", "long", (150, 300), (2, 300), (2,)),
     # max_pool
