@@ -125,6 +125,25 @@ def test_every_optimizer_and_schedule_trains(arguments, capsys, tmp_path):
     assert Trainer.load(tmp_path / "state.safetensors", backend="numpy").step == 21
 
 
+def test_threads(monkeypatch, capsys):
+    """As many as the option says, else as the environment does; a number that is none is refused."""
+    counts = []
+    fit = Trainer.fit
+
+    def seen(trainer, *arguments, **options):
+        records = fit(trainer, *arguments, **options)
+        counts.append(trainer.executor.crew.threads)
+        return records
+
+    monkeypatch.setattr(Trainer, "fit", seen)
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+    monkeypatch.setenv("XPNN_THREADS", "3")
+    assert train() == 0
+    assert train("--threads", "2") == 0
+    assert counts == [3, 2]
+    assert "'0' is not a positive integer" in usage(capsys, "train", "--threads", "0")
+
+
 def test_the_backend_may_come_from_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("XPNN_BACKEND", "strict")
     assert main(["train", *FAST[:-2], "--json", "--limit", "20"]) == 0
