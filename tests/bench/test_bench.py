@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +198,35 @@ def test_no_ratio_where_the_rounds_spread_wider_than_the_difference(mine, theirs
         assert "the medians differ by" in found.why
 
 
+def test_no_ratio_where_others_compute():
+    mine, theirs = side("xpnn numpy", [1.0, 1.0], "xpnn"), side("torch", [3.0, 3.0])
+    assert measure.ratio(mine, theirs, 0.02).value == pytest.approx(3.0)
+    result = Result(Work("article", 1, True), [mine, theirs], others=0.38)
+    assert [(r.value, r.why) for r in result.ratios] == [(None, "others used 38% of the cores meanwhile")]
+    assert "≈ torch (others computed)" in report.table([result], 1e9)
+
+
+def test_what_others_use(monkeypatch):
+    """Of two cores in ten seconds, five by this process and nine by all; time that was stolen counts as used."""
+    now = iter([(100.0, 20.0, 300.0), (110.0, 25.0, 309.0)])
+    monkeypatch.setattr(machine.Others, "_now", lambda self: next(now))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    assert machine.Others().share() == pytest.approx(0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not tell")
+def test_this_process_is_none_of_the_others():
+    others = machine.Others()
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < 0.3:
+        sum(range(10_000))
+    seconds, own, everyone = (b - a for a, b in zip(others.begun, others._now(), strict=True))
+    assert seconds >= 0.3
+    assert own > 0.05
+    assert everyone >= own - 0.05  # it is told in hundredths of a second
+    assert 0 <= others.share() <= 1.05
+
+
 def test_the_ratio_is_to_the_best_setting_and_by_image():
     work = Work("article", 4, True)
     sides = [
@@ -242,6 +273,7 @@ def test_table_and_record(tmp_path, capsys):
     first, second = record["results"]
     assert (first["model"], first["image"], first["batch"], first["mode"]) == ("tiny-cnn", [8, 8, 1], 2, "train")
     assert second["mode"] == "predict"
+    assert first["others"] is None or 0 <= first["others"] <= 1.5
     assert first["flops_per_image"] == Work("tiny-cnn", 2, True).flops
     (one,) = first["sides"]
     assert (one["name"], one["images_per_step"], len(one["seconds"])) == ("xpnn numpy", 2, 2)

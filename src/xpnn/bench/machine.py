@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -57,6 +58,31 @@ def peak(backend: Backend, count: int) -> float:
 def load() -> float | None:
     """How many processes wanted to run in the last minute, where the system tells."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+class Others:
+    """What others use of this machine from now on."""
+
+    def __init__(self) -> None:
+        self.begun = self._now()
+
+    def share(self) -> float | None:
+        """Of the cores, by other processes and, on a virtual machine, by other machines; None where nothing tells."""
+        now = self._now()
+        if now is None or self.begun is None:
+            return None
+        seconds, own, everyone = (b - a for a, b in zip(self.begun, now, strict=True))
+        return max(0.0, everyone - own) / (seconds * (os.cpu_count() or 1))
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds of the clock, of this process and its children, and of all processes."""
+        try:
+            words = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq, stolen = map(int, words[1:9])
+        ticks = user + nice + system + irq + softirq + stolen
+        return time.perf_counter(), sum(os.times()[:4]), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:

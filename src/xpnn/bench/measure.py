@@ -11,6 +11,8 @@ from typing import Any
 
 from xpnn.bench.work import Work
 
+OTHERS = 0.1  # of the cores: threads that wait for one another lose far more than that
+
 
 @dataclass
 class Side:
@@ -50,6 +52,8 @@ class Ratio:
     theirs: str
     value: float | None
     why: str | None = None
+    short: str | None = None
+    """The same in three words."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Result:
 
     work: Work
     sides: Sequence[Side]
+    others: float | None = None
+    """Share of the machine's cores that others used meanwhile, where the system tells."""
 
     def best(self, peer: str) -> Side:
         """The fastest setting of a peer."""
@@ -72,16 +78,20 @@ class Result:
     def ratios(self) -> list[Ratio]:
         """Each of our sides beside the best setting of each peer."""
         ours = [side for side in self.sides if side.peer == "xpnn"]
-        return [ratio(side, self.best(peer)) for side in ours for peer in self.peers]
+        return [ratio(side, self.best(peer), self.others) for side in ours for peer in self.peers]
 
 
-def ratio(ours: Side, theirs: Side) -> Ratio:
-    """The ratio of the medians, unless the rounds of either side spread wider than these differ."""
+def ratio(ours: Side, theirs: Side, others: float | None = None) -> Ratio:
+    """The ratio of the medians, unless rounds of either side spread wider than these differ, or others computed."""
+    if others is not None and others > OTHERS:
+        return Ratio(
+            ours.name, theirs.name, None, f"others used {others:.0%} of the cores meanwhile", "others computed"
+        )
     difference, spread = abs(ours.seconds - theirs.seconds), max(ours.spread, theirs.spread)
     if difference > spread:
         return Ratio(ours.name, theirs.name, theirs.seconds / ours.seconds)
     why = f"the medians differ by {difference:.2g} s an image, the quartiles of the rounds by {spread:.2g} s"
-    return Ratio(ours.name, theirs.name, None, why)
+    return Ratio(ours.name, theirs.name, None, why, "within the spread")
 
 
 def take_turns(sides: Sequence[Side], rounds: int, seconds: float) -> Iterator[float]:

@@ -42,6 +42,7 @@ def record(results: Sequence[Result], peak: float) -> list[dict[str, Any]]:
             "batch": result.work.batch,
             "mode": result.work.mode,
             "flops_per_image": result.work.flops,
+            "others": result.others,
             "sides": [
                 {
                     "name": side.name,
@@ -99,6 +100,6 @@ def _shown(result: Result) -> list[Side]:
 
 def _said(ratio: Ratio) -> str:
     if ratio.value is None:
-        return f"≈ {ratio.theirs} (within the spread)"
+        return f"≈ {ratio.theirs} ({ratio.short})"
     digits = 0 if ratio.value >= 100 else 2
     return f"{ratio.value:,.{digits}f} × {ratio.theirs}"

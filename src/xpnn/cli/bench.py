@@ -73,9 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
                 for i, work in enumerate(works):
                     show(i, str(work))
                     taking = sides(work, backend, peers, threads, arguments.compile)
+                    others = None
                     for share in measure.take_turns(taking, arguments.rounds, arguments.seconds):
+                        others = others or machine.Others()  # after the first round: compilers are at work before
                         show(i + share, str(work))
-                    results.append(Result(work, taking))
+                    results.append(Result(work, taking, others.share() if others else None))
         except KeyboardInterrupt:
             interrupted = True
         described = backend.describe()
