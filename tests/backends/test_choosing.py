@@ -340,8 +340,8 @@ def test_a_stranger_is_found_listed_chosen_and_computes(install, monkeypatch):
         made, expected = forward_and_backward(backend), forward_and_backward(xpnn.backend.get("numpy"))
         assert stranger_backend.calls == ["relu"]
         assert made.keys() == expected.keys()
-        for name, value in made.items():
-            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+        for name, value in made.items():  # other kernels, other last bits
+            np.testing.assert_allclose(value, expected[name], rtol=1e-10, atol=1e-13, err_msg=name)
     assert xpnn.backend.get("auto").name != "stranger"
 
 
@@ -371,7 +371,9 @@ def test_kernels_can_be_left_out(install, monkeypatch):
 
 def test_other_words_in_the_environment_are_an_error(monkeypatch):
     monkeypatch.setenv("XPNN_KERNELS", "off")
-    with pytest.raises(BackendError, match="XPNN_KERNELS='off' says nothing; it may be 'standard'"):
+    with pytest.raises(
+        BackendError, match="XPNN_KERNELS='off' says nothing; it may be 'standard' .* 'plain'"
+    ):
         _ = xpnn.backend.get("numpy").ops
 
 
