@@ -90,7 +90,7 @@ def _convolved(
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
     most = min(ops.column_bytes, BLOCK_BYTES) // x.itemsize  # values in a block of columns
     block = min(max(1, most // max(prod(windows) * matrix.shape[1], 1)), max(y.size // c_out, 1))
-    few = w.size[-1] * c < FEW
+    few = w.size[-1] * c < FEW and matrix.shape[1] < 8 * c_out  # what is kept is not much beside the responses
     keep = np.empty(y.size // c_out * prod(windows) * matrix.shape[1] if few else 0, x.dtype)
     turned = np.ascontiguousarray(matrix.T)
     _forward(blas(x.dtype), image.reshape(-1), g, c, turned, offset, relu, block, y.reshape(-1, c_out), place, keep)
