@@ -15,14 +15,13 @@ from xpnn.backend import Backend, one_line, standard_only, uncompiled_only
 from xpnn.errors import BackendError
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor
-from xpnn_numpy import blas
 from xpnn_numpy.kernels import KERNELS
 
 
 class NumPyBackend(Backend):
     """NumPy arrays; the BLAS that NumPy was built with does the matrix products.
 
-    Where numba and SciPy are installed (`xpnn[fast]`), compiled kernels take the places of some of NumPy's.
+    Where numba is installed (`xpnn[fast]`), compiled kernels take the places of some of NumPy's.
     """
 
     name: ClassVar[str] = "numpy"
@@ -72,7 +71,7 @@ class NumPyBackend(Backend):
 @cache
 def compiled() -> tuple[Mapping[str, Callable[..., Any]], str | None]:
     """The compiled kernels and who compiled them; none where that is not installed, or (with a warning) broken."""
-    if not (find_spec("numba") and find_spec("scipy")):
+    if not find_spec("numba"):
         return {}, None
     try:
         from xpnn_numpy import fast
@@ -83,5 +82,4 @@ def compiled() -> tuple[Mapping[str, Callable[..., Any]], str | None]:
             stacklevel=3,
         )
         return {}, None
-    blas.look_again()  # SciPy has brought a BLAS of its own
     return fast.KERNELS, fast.COMPILER

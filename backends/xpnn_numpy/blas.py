@@ -44,12 +44,5 @@ class _Blas:
 
 _blas = _Blas()
 one_blas_thread = _blas.one_thread
-
-
-def look_again() -> None:
-    """Have BLAS libraries that were loaded meanwhile held to one thread as well, from the next session on."""
-    vars(_blas).pop("controller", None)
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_blas.__init__)  # type: ignore[misc]  # the keeper stays with the parent

@@ -52,7 +52,7 @@ def gather(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None:
     """The columns of windows `first … last - 1` of the pool, one output after the other, K·C values each."""
     (runs, length), step, o2 = reach(g, c), g[POOL, 2] * g[STRIDE, 2] * c, g[OUT, 2]
     size = np.uint64(length)
-    for phase in range(g[POOL].prod()):
+    for phase in range(g[POOL, 0] * g[POOL, 1] * g[POOL, 2]):
         window, r = first, phase * (last - first) * len(runs) * length
         while window < last:  # a line of the image, or what is left of it
             many, source = min(o2 - window % o2, last - window), corner(g, c, window, phase)
@@ -71,7 +71,7 @@ def scatter(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None
     """Add these columns to where they were gathered."""
     (runs, length), step, o2 = reach(g, c), g[POOL, 2] * g[STRIDE, 2] * c, g[OUT, 2]
     size = np.uint64(length)
-    for phase in range(g[POOL].prod()):
+    for phase in range(g[POOL, 0] * g[POOL, 1] * g[POOL, 2]):
         window, r = first, phase * (last - first) * len(runs) * length
         while window < last:
             many, source = min(o2 - window % o2, last - window), corner(g, c, window, phase)
@@ -89,7 +89,7 @@ def scatter(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None
 def gather_taps_first(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None:
     """The same transposed, `(K·C, outputs)`: of few channels the runs are short, those along an image row are not."""
     (runs, length), step, o2 = reach(g, c), g[POOL, 2] * g[STRIDE, 2] * c, g[OUT, 2]
-    phases, width = g[POOL].prod(), last - first
+    phases, width = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], last - first
     for phase in range(phases):
         window = first
         while window < last:

@@ -1,14 +1,15 @@
 """Matrix products in compiled code, by the BLAS that NumPy brings.
 
-numba's own `np.dot` goes to SciPy's BLAS; NumPy's is as a rule the younger one (OpenBLAS 0.3.31 is up to 1.8 times as
-fast as 0.3.30 where many rows are summed up), and it can add to what is there. Its address is an argument of the
-kernels, so that nothing of this machine gets into the code that numba keeps on disk; 0 stands for `np.dot`.
+numba's own `np.dot` goes to SciPy's BLAS, takes long to compile, and cannot add to what is there; NumPy's BLAS is as a
+rule the younger one (OpenBLAS 0.3.31 is up to 1.8 times as fast as 0.3.30 where many rows are summed up). Its address
+is an argument of the kernels, so that nothing of this machine gets into the code that numba keeps on disk.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,23 @@ from threadpoolctl import threadpool_info
 
 from xpnn_numpy.fast._compiled import Host, compiled
 
+NAMES = ("scipy_cblas_{}gemm64_", "cblas_{}gemm64_", "cblas_{}gemm", "scipy_cblas_{}gemm")
+"""Of the function, most likely NumPy's first. Those without 64 read the lower half of the sizes that are passed."""
+
 
 @cache
 def blas(dtype: Any) -> int:
-    """The address of `cblas_?gemm` with 64-bit sizes, as NumPy's wheels have it; else 0."""
-    name = f"scipy_cblas_{'s' if dtype == np.float32 else 'd'}gemm64_"
-    for pool in threadpool_info():
-        if pool["user_api"] == "blas" and (function := getattr(ctypes.CDLL(pool["filepath"]), name, None)):
+    """The address of `cblas_?gemm`.
+
+    Raises:
+        ImportError: no library that is loaded has it.
+    """
+    libraries = [ctypes.CDLL(pool["filepath"]) for pool in threadpool_info() if pool["user_api"] == "blas"]
+    for name, library in product(NAMES, libraries):
+        function = getattr(library, name.format("s" if dtype == np.float32 else "d"), None)
+        if function is not None:
             return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return 0
+    raise ImportError("NumPy's BLAS is not one that compiled code could call")
 
 
 def _cblas(typing: Any, address: Any, turn: Any, m: Any, n: Any, k: Any, a: Any, b: Any, beta: Any, out: Any) -> Any:
@@ -52,15 +61,7 @@ _call = intrinsic(_cblas)
 
 
 @compiled
-def multiply(blas: int, turn: bool, a: Host, b: Host, more: bool, out: Host) -> None:
-    """`out = a @ b`, of `a` turned around (`aᵀ`) where `turn`; added to `out` where `more`."""
+def multiply(blas: int, turn: bool, a: Host, b: Host, more: int, out: Host) -> None:
+    """`out = a @ b`, of `a` turned around (`aᵀ`) where `turn`; added to `out` where `more` is 1, not 0."""
     m, k, n = (a.shape[1], a.shape[0], b.shape[1]) if turn else (a.shape[0], a.shape[1], b.shape[1])
-    if blas:
-        beta = out.dtype.type(1 if more else 0)
-        _call(blas, turn, m, n, k, a.ctypes.data, b.ctypes.data, beta, out.ctypes.data)
-    else:
-        product = np.dot(a.T, b) if turn else np.dot(a, b)
-        if more:
-            out += product
-        else:
-            out[:] = product
+    _call(blas, turn, m, n, k, a.ctypes.data, b.ctypes.data, out.dtype.type(more), out.ctypes.data)

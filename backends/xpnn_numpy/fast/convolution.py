@@ -99,7 +99,7 @@ def _convolved(
     by_dy = not pool and numpys.suits(w, weight, prod(w.out))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy, dmatrix, dbias = plain(dy), np.zeros_like(matrix), np.zeros(c_out)
+        dy, dbias = plain(dy), np.zeros(c_out)
         dx = None
         if by_dy:
             dx, dweight = _of_dy(plain(numpys.pad(dy, numpys.full(w))), w, weight, plain(x), input_gradient, most)
@@ -107,11 +107,14 @@ def _convolved(
                 _add_up(dy.reshape(-1, c_out), place, dbias)
         else:
             dimage = np.zeros(image.shape if input_gradient else 0, x.dtype)
-            arrays = matrix, place, dy.reshape(-1, c_out), dimage.reshape(-1), dmatrix, dbias
+            arrays = matrix, place, dy.reshape(-1, c_out), dimage.reshape(-1)
             if follow:
-                _follow(image.reshape(-1), g, c, block, *arrays)
+                dmatrix = np.zeros_like(matrix)
+                _follow(image.reshape(-1), g, c, block, *arrays, dmatrix, dbias)
             else:
-                _backward(blas(x.dtype), image.reshape(-1), g, c, keep, block, *arrays)
+                dturned = np.zeros_like(turned)
+                _backward(blas(x.dtype), image.reshape(-1), g, c, keep, block, *arrays, dturned, dbias)
+                dmatrix = dturned.T
             dx, dweight = dimage[numpys.inner(w)] if input_gradient else None, dmatrix.reshape(weight.shape)
         return dx, dweight, None if bias is None else dbias.astype(x.dtype)
 
@@ -140,8 +143,8 @@ def _by_dy(blas: int, d: Host, g: Host, c_out: int, block: int, turned: Host, x:
         rows = gathered[: (last - first) * size].reshape(last - first, size)
         gather(d, g, c_out, first, last, gathered)
         if len(dx):
-            multiply(blas, False, rows, turned, False, dx[first:last])
-        multiply(blas, True, rows, x[first:last], True, dturned)
+            multiply(blas, False, rows, turned, 0, dx[first:last])
+        multiply(blas, True, rows, x[first:last], 1, dturned)
 
 
 @compiled
@@ -150,7 +153,7 @@ def _forward(
     y: Host, place: Host, keep: Host,
 ) -> None:  # fmt: skip
     """Fill `y` and the places of its maxima, `block` windows at a time; where `keep` has a size, the columns too."""
-    phases, pooled, (size, c_out) = g[POOL].prod(), len(place) > 0, turned.shape
+    phases, pooled, (size, c_out) = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], len(place) > 0, turned.shape
     gathered = np.empty(0 if len(keep) else block * phases * size, y.dtype)
     buffer = np.empty((block * phases if pooled else 0, c_out), y.dtype)
     for first in range(0, len(y), block):
@@ -160,10 +163,10 @@ def _forward(
         if len(keep):
             part = keep[first * phases * size : last * phases * size]
             gather_taps_first(x, g, c, first, last, part)
-            multiply(blas, True, part.reshape(size, rows), turned, False, out)
+            multiply(blas, True, part.reshape(size, rows), turned, 0, out)
         else:
             gather(x, g, c, first, last, gathered)
-            multiply(blas, False, gathered[: rows * size].reshape(rows, size), turned, False, out)
+            multiply(blas, False, gathered[: rows * size].reshape(rows, size), turned, 0, out)
         if pooled:
             _win(buffer, y[first:last], place[first:last], phases)
         if len(bias):
@@ -185,15 +188,18 @@ def _win(responses: Host, y: Host, place: Host, phases: int) -> None:
         for k in range(n):
             a, b, c, d = r[k], r[r1 + k], r[r2 + k], r[r3 + k]
             right = (b > a) | (b != b)
-            ab, p = (b, u8(1)) if right else (a, u8(0))
+            ab = b if right else a
+            p = u8(1) if right else u8(0)
             right = (d > c) | (d != d)
-            cd, q = (d, u8(3)) if right else (c, u8(2))
+            cd = d if right else c
+            q = u8(3) if right else u8(2)
             right = (cd > ab) | (cd != cd)
             best[k] = cd if right else ab
             won[k] = q if right else p
     else:
-        best[:] = r[: len(best)]
-        won[:] = 0
+        for k in range(n):
+            best[k] = r[k]
+            won[k] = 0
     for phase in range(done, phases):
         start, p = np.uint64(phase * len(best)), u8(phase)
         for k in range(n):
@@ -215,13 +221,12 @@ def _rectify(y: Host, place: Host) -> None:
 @compiled
 def _backward(
     blas: int, x: Host, g: Host, c: int, keep: Host, block: int,
-    matrix: Host, place: Host, dy: Host, dx: Host, dmatrix: Host, dbias: Host,
+    matrix: Host, place: Host, dy: Host, dx: Host, dturned: Host, dbias: Host,
 ) -> None:  # fmt: skip
-    """Add to `dx` (where it has a size), `dmatrix` and `dbias`."""
-    phases, pooled, (c_out, size) = g[POOL].prod(), len(place) > 0, matrix.shape
+    """Add to `dx` (where it has a size), `dturned` (that of the transposed matrix) and `dbias`."""
+    phases, pooled, (c_out, size) = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], len(place) > 0, matrix.shape
     gathered = np.empty(0 if len(keep) and not len(dx) else block * phases * size, dy.dtype)
     buffer = np.empty((block * phases if pooled else 0, c_out), dy.dtype)
-    dturned = np.zeros((size, c_out), dy.dtype)
     _add_up(dy, place, dbias)
     for first in range(0, len(dy), block):
         last = min(first + block, len(dy))
@@ -231,14 +236,13 @@ def _backward(
         d = buffer[:rows] if pooled else dy[first:last]
         if len(keep):
             part = keep[first * phases * size : last * phases * size].reshape(size, rows)
-            multiply(blas, False, part, d, True, dturned)
+            multiply(blas, False, part, d, 1, dturned)
         else:
             gather(x, g, c, first, last, gathered)
-            multiply(blas, True, gathered[: rows * size].reshape(rows, size), d, True, dturned)
+            multiply(blas, True, gathered[: rows * size].reshape(rows, size), d, 1, dturned)
         if len(dx):
-            multiply(blas, False, d, matrix, False, gathered[: rows * size].reshape(rows, size))
+            multiply(blas, False, d, matrix, 0, gathered[: rows * size].reshape(rows, size))
             scatter(dx, g, c, first, last, gathered)
-    dmatrix += dturned.T
 
 
 @compiled
@@ -261,7 +265,7 @@ def _add_up(dy: Host, place: Host, dbias: Host) -> None:
                     sums[k] += d[i + k]
         for k in range(width):
             dbias[k % c_out] += sums[k]
-        sums[:] = 0
+            sums[k] = 0
 
 
 @compiled
@@ -285,7 +289,9 @@ def _follow(
     _add_up(dy, place, dbias)
     (runs, length), row = reach(g, c), np.empty(matrix.shape[1], dy.dtype)
     corners = np.empty(block, np.int64)
-    shifts = np.array([corner(g, c, 0, phase) for phase in range(g[POOL].prod())])
+    shifts = np.empty(LOSER, np.int64)
+    for phase in range(g[POOL, 0] * g[POOL, 1] * g[POOL, 2]):
+        shifts[phase] = corner(g, c, 0, phase)
     size = np.uint64(length)
     for first in range(0, len(dy), block):
         last = min(first + block, len(dy))
@@ -293,7 +299,8 @@ def _follow(
             corners[window - first] = corner(g, c, window, 0)
         for j in range(len(matrix)):
             weights = matrix[j]
-            row[:] = 0
+            for k in range(len(row)):
+                row[k] = 0
             for window in range(first, last):
                 d = dy[window, j]
                 if place[window, j] == LOSER or d == 0:
@@ -307,4 +314,5 @@ def _follow(
                         for k in range(size):
                             dx[b + k] += d * weights[a + k]
                     r += length
-            dmatrix[j] += row
+            for k in range(len(row)):
+                dmatrix[j, k] += row[k]

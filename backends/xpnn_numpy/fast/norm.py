@@ -84,7 +84,8 @@ def _sum(x: Host) -> Host:
         for i in range(first, min(first + BLOCK, len(x))):
             for j in range(x.shape[1]):
                 sums[j] += x[i, j]
-        total += sums
+        for j in range(x.shape[1]):
+            total[j] += sums[j]
     return total
 
 
@@ -97,7 +98,8 @@ def _sum_of_squares(x: Host, centre: Host) -> Host:
             for j in range(x.shape[1]):
                 centred = x[i, j] - centre[j]
                 sums[j] += centred * centred
-        total += sums
+        for j in range(x.shape[1]):
+            total[j] += sums[j]
     return total
 
 
@@ -111,8 +113,9 @@ def _sum_with(d: Host, x: Host, centre: Host) -> Host:
             for j in range(d.shape[1]):
                 sums[j] += d[i, j]
                 products[j] += d[i, j] * (x[i, j] - centre[j])
-        total[0] += sums
-        total[1] += products
+        for j in range(d.shape[1]):
+            total[0, j] += sums[j]
+            total[1, j] += products[j]
     return total
 
 
