@@ -87,23 +87,38 @@ def scatter(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None
 
 @compiled
 def gather_taps_first(x: Host, g: Host, c: int, first: int, last: int, rows: Host) -> None:
-    """The same transposed, `(K·C, outputs)`: of few channels the runs are short, those along an image row are not."""
-    (runs, length), step, o2 = reach(g, c), g[POOL, 2] * g[STRIDE, 2] * c, g[OUT, 2]
-    phases, width = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], last - first
-    for phase in range(phases):
-        window = first
-        while window < last:
-            many, source = min(o2 - window % o2, last - window), corner(g, c, window, phase)
-            i = phase * width + window - first
-            for run in runs:
-                for tap in range(length):
-                    a, b = np.uint64(i), np.uint64(source + run + tap)
-                    if step == 1:
-                        for k in range(np.uint64(many)):
-                            rows[a + k] = x[b + k]
-                    else:
-                        stride = np.uint64(step)
-                        for k in range(np.uint64(many)):
-                            rows[a + k] = x[b + k * stride]
-                    i += phases * width
-            window += many
+    """The same transposed, `(K·C, outputs)`: of few channels the runs are short, those along an image row are not.
+
+    A tap at one place of the pool's window often sees what another sees at another place: that is copied in one go.
+    """
+    (runs, length), step, o2 = reach(g, c), np.uint64(g[POOL, 2] * g[STRIDE, 2] * c), g[OUT, 2]
+    phases, size, width = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], len(runs) * length, last - first
+    lines, starts, window = 0, np.empty(width // o2 + 2, np.int64), first
+    while window < last:
+        starts[lines] = corner(g, c, window, 0)
+        lines += 1
+        window += o2 - window % o2
+    offsets = np.empty(phases * size, np.int64)
+    for m in range(phases * size):
+        phase, tap = m // size, m % size
+        offsets[m] = corner(g, c, 0, phase) + runs[tap // length] + tap % length
+        same = 0
+        while offsets[same] != offsets[m]:
+            same += 1
+        i = (tap * phases + phase) * width
+        if same < m:
+            a, b = np.uint64(i), np.uint64((same % size * phases + same // size) * width)
+            for k in range(np.uint64(width)):
+                rows[a + k] = rows[b + k]
+            continue
+        many, stop = min(o2 - first % o2, width), i + width
+        for line in range(lines):
+            a, b = np.uint64(i), np.uint64(starts[line] + offsets[m])
+            if step == 1:
+                for k in range(np.uint64(many)):
+                    rows[a + k] = x[b + k]
+            else:
+                for k in range(np.uint64(many)):
+                    rows[a + k] = x[b + k * step]
+            i += many
+            many = min(o2, stop - i)

@@ -85,11 +85,11 @@ def _convolved(
     c_out, c, windows = len(weight), x.shape[-1], pool or (1,) * len(w.out)
     g, image = grid(w, windows), plain(numpys.pad(plain(x), w.pads))
     matrix = plain(weight.reshape(c_out, -1))
-    offset = np.zeros(0, x.dtype) if bias is None else plain(bias)
+    offset = np.zeros(0, x.dtype) if bias is None else np.tile(bias, max(1, 256 // c_out))
     y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
-    most = min(ops.column_bytes, BLOCK_BYTES) // x.itemsize  # values in a block of columns
-    block = min(max(1, most // max(prod(windows) * matrix.shape[1], 1)), max(y.size // c_out, 1))
+    most = min(ops.column_bytes, BLOCK_BYTES) // x.itemsize  # values in a block of columns and responses
+    block = min(max(1, most // (prod(windows) * (matrix.shape[1] + c_out))), max(y.size // c_out, 1))
     few = w.size[-1] * c < FEW and matrix.shape[1] < 8 * c_out  # what is kept is not much beside the responses
     keep = np.empty(y.size // c_out * prod(windows) * matrix.shape[1] if few else 0, x.dtype)
     turned = np.ascontiguousarray(matrix.T)
@@ -128,7 +128,7 @@ def _of_dy(dimage: Host, w: Window, weight: Host, x: Host, input_gradient: bool,
     g = grid(Window(dimage.shape[1:-1], w.size, ones, w.dilation, ((0, 0),) * len(kernel), w.n), ones)
     turned = np.ascontiguousarray(np.moveaxis(np.flip(weight, axes), 0, -2)).reshape(-1, c)
     dx, dturned = np.empty(x.shape if input_gradient else (0, c), x.dtype), np.zeros_like(turned)
-    block = min(max(1, most // len(turned)), max(x.size // c, 1))
+    block = min(max(1, most // (len(turned) + c)), max(x.size // c, 1))
     _by_dy(blas(x.dtype), dimage.reshape(-1), g, c_out, block, turned, x.reshape(-1, c), dx.reshape(-1, c), dturned)
     dweight = np.flip(np.moveaxis(dturned.reshape(*kernel, c_out, c), -2, 0), axes)
     return dx if input_gradient else None, dweight
@@ -170,9 +170,7 @@ def _forward(
         if pooled:
             _win(buffer, y[first:last], place[first:last], phases)
         if len(bias):
-            for i in range(first, last):
-                for j in range(c_out):
-                    y[i, j] += bias[j]
+            _offset(y[first:last].reshape(-1), bias)
         if relu:
             _rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
 
@@ -207,6 +205,15 @@ def _win(responses: Host, y: Host, place: Host, phases: int) -> None:
             right = (b > a) | (b != b)
             best[k] = b if right else a
             won[k] = p if right else q
+
+
+@compiled
+def _offset(y: Host, bias: Host) -> None:
+    """Add the biases, which are repeated for some rows: runs as short as the channels take longer."""
+    for first in range(0, len(y), len(bias)):
+        i = np.uint64(first)
+        for k in range(np.uint64(min(len(bias), len(y) - first))):
+            y[i + k] += bias[k]
 
 
 @compiled
@@ -249,7 +256,7 @@ def _backward(
 def _add_up(dy: Host, place: Host, dbias: Host) -> None:
     """Add each channel's sum, in blocks of few terms, which are added in 64 bits; what ReLU cut off has no gradient."""
     c_out, d, won = dy.shape[1], dy.reshape(-1), place.reshape(-1)
-    width = max(1, 256 // c_out) * c_out  # some rows side by side: runs as short as the channels take longer
+    width = max(1, 256 // c_out) * c_out  # some rows side by side
     sums = np.zeros(width, dy.dtype)
     for first in range(0, len(d), 64 * width):
         last = min(first + 64 * width, len(d))
