@@ -9,7 +9,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 import pytest
-from xpnn_numpy import NumPyBackend
+from xpnn_numpy import NumPyBackend, compiled
+from xpnn_numpy.kernels import KERNELS
 
 from xpnn import backend as backends
 from xpnn import parity
@@ -56,6 +57,10 @@ class ReadOnlyBackend(NumPyBackend):
 
     def asarray(self, x, dtype=None, *, copy=None):
         return _read_only(super().asarray(x, dtype, copy=True))
+
+
+class PlainBackend(NumPyBackend):
+    kernels = {**KERNELS}  # noqa: RUF012  # NumPy's own, where compiled ones would take their places
 
 
 VARIANTS: pytest.StashKey[list["Variant"]] = pytest.StashKey()
@@ -111,10 +116,14 @@ for _case in parity.CASES:
 
 
 def variants(name: str) -> list[Variant]:
-    """The variants of an installed backend: two for some of ours, one for any other."""
+    """The variants of an installed backend: two or three for some of ours, one for any other."""
     cls = backends.find(name)
     first, *second = {
-        "numpy": [Variant(name, name, cls), Variant("numpy-readonly", name, ReadOnlyBackend, full=False)],
+        "numpy": [
+            Variant(name, name, cls),
+            *([Variant("numpy-plain", name, PlainBackend, full=False)] if compiled()[1] else []),
+            Variant("numpy-readonly", name, ReadOnlyBackend, full=False),
+        ],
         "strict": [  # never on the default device, where mistakes pass
             Variant(name, name, partial(cls, "device1")),
             Variant("strict-no_float64", name, partial(cls, "no_float64"), full=False),

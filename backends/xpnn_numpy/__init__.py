@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import array_api_compat.numpy as xp
 import numpy as np
 
-from xpnn.backend import Backend, standard_only
+from xpnn.backend import Backend, one_line, standard_only, uncompiled_only
 from xpnn.errors import BackendError
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor
@@ -16,7 +19,10 @@ from xpnn_numpy.kernels import KERNELS
 
 
 class NumPyBackend(Backend):
-    """NumPy arrays; the BLAS that NumPy was built with does the matrix products."""
+    """NumPy arrays; the BLAS that NumPy was built with does the matrix products.
+
+    Where numba is installed (`xpnn[fast]`), compiled kernels take the places of some of NumPy's.
+    """
 
     name: ClassVar[str] = "numpy"
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = KERNELS
@@ -32,6 +38,11 @@ class NumPyBackend(Backend):
         if device not in (None, "cpu"):
             raise BackendError(f"numpy has the device 'cpu' only, not {device!r}; leave --device out")
         self.xp, self.device = xp, "cpu"
+        self.compiled: str | None = None
+        """Who compiled some of the kernels."""
+        if self.kernels is KERNELS and not uncompiled_only():
+            kernels, self.compiled = compiled()
+            self.kernels = {**KERNELS, **kernels}  # type: ignore[misc]  # those of this machine
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """`x` itself."""
@@ -46,12 +57,29 @@ class NumPyBackend(Backend):
         return PiecesExecutor(self, *args, **kwargs)
 
     def describe(self) -> dict[str, Any]:
-        """Versions, BLAS and its threads."""
+        """Versions, who compiled kernels, BLAS and its threads."""
         from threadpoolctl import threadpool_info
 
-        blas = [
+        libraries = [
             {key: pool[key] for key in ("internal_api", "version", "num_threads", "architecture") if key in pool}
             for pool in threadpool_info()
             if pool["user_api"] == "blas"
         ]
-        return super().describe() | {"blas": blas}
+        return super().describe() | {"compiled": self.compiled, "blas": libraries}
+
+
+@cache
+def compiled() -> tuple[Mapping[str, Callable[..., Any]], str | None]:
+    """The compiled kernels and who compiled them; none where that is not installed, or (with a warning) broken."""
+    if not find_spec("numba"):
+        return {}, None
+    try:
+        from xpnn_numpy import fast
+    except Exception as e:
+        warnings.warn(
+            f"numba's kernels cannot be used ({one_line(e)}): NumPy's own stand in; XPNN_KERNELS=plain asks for these",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return {}, None
+    return fast.KERNELS, fast.COMPILER

@@ -290,10 +290,22 @@ def listing() -> list[dict[str, Any]]:
 
 def standard_only() -> bool:
     """Whether `XPNN_KERNELS=standard` asks for the standard bodies alone."""
+    return _kernels_asked() == "standard"
+
+
+def uncompiled_only() -> bool:
+    """Whether `XPNN_KERNELS` asks for no kernels that need a compiler (`plain`), or for none at all (`standard`)."""
+    return _kernels_asked() != ""
+
+
+def _kernels_asked() -> str:
     value = os.environ.get("XPNN_KERNELS", "")
-    if value not in ("", "standard"):
-        raise BackendError(f"XPNN_KERNELS={value!r} says nothing; it may be 'standard', or be left out")
-    return value == "standard"
+    if value not in ("", "plain", "standard"):
+        raise BackendError(
+            f"XPNN_KERNELS={value!r} says nothing; it may be 'standard' (no kernels), 'plain' (none that are "
+            "compiled), or be left out"
+        )
+    return value
 
 
 def one_line(e: BaseException) -> str:

@@ -1,0 +1,31 @@
+"""How the kernels are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+Host = np.ndarray[Any, Any]
+
+
+def compiled(f: F) -> F:
+    """`f` as machine code that runs without the interpreter lock, remembered on disk.
+
+    Of the liberties of fast maths only the fused multiply-add is taken: NaN, infinities and the order of sums stay.
+    """
+    return cast(F, numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")(f))
+
+
+def takes(x: Host) -> bool:
+    """Whether the kernels are compiled for arrays such as `x`: images, volumes, signals in 32 or 64 bits."""
+    return x.ndim <= 5 and (x.dtype == np.float32 or x.dtype == np.float64)
+
+
+def plain(x: Host) -> Host:
+    """`x`, contiguous and writable: each other kind of array would be compiled for anew."""
+    x = np.ascontiguousarray(x)
+    return x.view(np.ndarray) if x.flags.writeable else np.array(x)

@@ -1,0 +1,113 @@
+"""Pools in one pass: the place of each maximum is remembered, means are taken line by line."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xpnn.ops import pool as standard
+from xpnn.ops._array import floats
+from xpnn.ops._window import Padding, Sizes, Window
+from xpnn.ops.pool import Backward
+from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+
+if TYPE_CHECKING:
+    from xpnn.ops import Ops
+
+N, SIZE, STRIDE, DILATION, BEFORE, OUT = range(6)
+"""The rows of a grid."""
+FEW = 8
+"""Channels below which NumPy, which goes along image rows, is faster."""
+MOST = 255
+"""Taps whose number fits a byte."""
+
+
+def max_pool(
+    ops: Ops,
+    x: Host,
+    *,
+    window: Sizes,
+    stride: Sizes | None = None,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+) -> tuple[Host, Backward]:
+    """See `xpnn.ops.max_pool`; with few channels, more than three spatial axes, or huge windows the standard body."""
+    floats("max_pool", x=x)
+    w = standard.pool_window("max_pool", x.shape[1:-1], window, stride, padding, dilation, ceil_mode)
+    if x.shape[-1] < FEW or not takes(x) or prod(w.size) > MOST:
+        return standard.max_pool(
+            ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
+        )
+    g, c = _grid(w), x.shape[-1]
+    y = np.empty((len(x), *w.out, c), x.dtype)
+    place = np.empty((y.size // max(c, 1), c), np.uint8)
+    _max(plain(x).reshape(-1, c), g, y.reshape(-1, c), place)
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
+        if not input_gradient:
+            return (None,)
+        dx = np.zeros(x.shape, x.dtype)
+        _max_back(plain(dy).reshape(-1, c), g, place, dx.reshape(-1, c))
+        return (dx,)
+
+    return y, backward
+
+
+@lru_cache(maxsize=4096)
+def _grid(w: Window) -> Host:
+    """The geometry on three spatial axes, of which the first have one place where `w` has fewer."""
+    before = tuple(a for a, _ in w.pads)
+    rows = ((w.n, 1), (w.size, 1), (w.stride, 1), (w.dilation, 1), (before, 0), (w.out, 1))
+    return np.array([(none,) * (3 - len(row)) + row for row, none in rows], np.int64)
+
+
+@compiled
+def _under(g: Host, output: int, tap: int) -> int:
+    """The pixel under a tap of an output; -1 in the padding."""
+    (n0, n1, n2), (_, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
+    i2 = output % o2 * g[STRIDE, 2] + tap % k2 * g[DILATION, 2] - g[BEFORE, 2]
+    i1 = output // o2 % o1 * g[STRIDE, 1] + tap // k2 % k1 * g[DILATION, 1] - g[BEFORE, 1]
+    rest = output // o2 // o1
+    i0 = rest % g[OUT, 0] * g[STRIDE, 0] + tap // (k1 * k2) * g[DILATION, 0] - g[BEFORE, 0]
+    inside = 0 <= i0 < n0 and 0 <= i1 < n1 and 0 <= i2 < n2
+    return ((rest // g[OUT, 0] * n0 + i0) * n1 + i1) * n2 + i2 if inside else -1
+
+
+@compiled
+def _max(x: Host, g: Host, y: Host, place: Host) -> None:
+    for output in range(len(y)):
+        best, won, first = y[output], place[output], True
+        for tap in range(g[SIZE].prod()):
+            pixel = _under(g, output, tap)
+            if pixel < 0:
+                continue
+            row, p = x[pixel], np.uint8(tap)
+            if first:
+                for j in range(len(best)):
+                    best[j] = row[j]
+                    won[j] = p
+            else:
+                for j in range(len(best)):
+                    a, b, q = best[j], row[j], won[j]
+                    larger = (b > a) | (b != b)
+                    best[j] = b if larger else a
+                    won[j] = p if larger else q
+            first = False
+
+
+@compiled
+def _max_back(dy: Host, g: Host, place: Host, dx: Host) -> None:
+    for output in range(len(dy)):
+        d, won = dy[output], place[output]
+        for tap in range(g[SIZE].prod()):
+            pixel = _under(g, output, tap)
+            if pixel < 0:
+                continue
+            row, p = dx[pixel], np.uint8(tap)
+            for j in range(len(d)):
+                a = d[j]
+                row[j] += a if won[j] == p else 0
