@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Result = tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]
 BLOCK_BYTES = 1 << 19
-"""Of a block of columns: what stays in the second-level cache."""
+"""Of a block of columns and its responses: what stays in the second-level cache."""
 FEW = 16
 """Values in a row of a kernel below which columns are gathered taps first."""
 LOSER = 255
@@ -50,9 +50,7 @@ def conv(
 ) -> Result:
     """See `xpnn.ops.conv`; with groups, or more than three spatial axes, it is NumPy's."""
     if groups != 1 or not takes(x):
-        return numpys.conv(
-            ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-        )  # fmt: skip
+        return numpys.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     return _convolved(ops, x, weight, bias, w, (), False)
 
@@ -100,7 +98,6 @@ def _convolved(
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy, dbias = plain(dy), np.zeros(c_out)
-        dx = None
         if by_dy:
             dx, dweight = _of_dy(plain(numpys.pad(dy, numpys.full(w))), w, weight, plain(x), input_gradient, most)
             if bias is not None:
