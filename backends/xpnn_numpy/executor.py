@@ -93,25 +93,28 @@ class PiecesExecutor(Executor):
 
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
-        piece = self.piece if self.model.divisible else len(images)
-        if len(images) <= piece:
-            return super().predict(state, images)
-        whole, cuts = super().predict, [*range(0, len(images), piece), len(images)]
-        return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), len(cuts) - 1))
+        n, whole = len(images), super().predict
+        pieces = max(self._count(n), self._pieces(n)) if self.model.divisible else 1
+        if pieces == 1:
+            return whole(state, images)
+        cuts = [n * i // pieces for i in range(pieces + 1)]
+        return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), pieces))
 
-    @property
-    def piece(self) -> int:
-        """Samples in a piece."""
-        return int(max(1, PIECE_BYTES // self.sample_bytes))
+    def _count(self, n: int) -> int:
+        """The lanes of a batch of `n`."""
+        enough = (lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes)
+        return max(enough, default=1) if self.model.divisible else 1
+
+    def _pieces(self, n: int) -> int:
+        """The pieces of `n` samples."""
+        return max(1, -(-n // max(1, PIECE_BYTES // self.sample_bytes)))
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
     ) -> tuple[list[Array], dict[str, Array], Array, Array]:
         """For each lane the flat gradient; the new statistics, the sum of the loss and of right answers."""
         n, weights = len(images), self._tree(state["weights"])
-        enough = [lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes]
-        lanes = max(enough, default=1) if self.model.divisible else 1
-        piece = self.piece if self.model.per_sample else n
+        lanes = self._count(n)
         meeting = None if lanes == 1 or self.model.per_sample else Meeting(lanes, self.crew.threads)
 
         def lane(i: int) -> tuple[Array, dict[str, Array], Array, Array]:
@@ -119,7 +122,7 @@ class PiecesExecutor(Executor):
             ops = self.backend.ops if meeting is None else self._ops[i]
             flat = np.empty_like(state["weights"])
             gradient, stats, loss, right = self._tree(flat), dict[str, Array](), None, None
-            pieces = -(-(b - a) // piece)
+            pieces = self._pieces(b - a) if self.model.per_sample else 1
             for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
                 scores, stats, backward = self.program.apply(weights, state["stats"], images[start:stop], run)
