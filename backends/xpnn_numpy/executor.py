@@ -107,7 +107,7 @@ class PiecesExecutor(Executor):
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""
-        return max(1, -(-n // max(1, PIECE_BYTES // self.sample_bytes)))
+        return int(max(1, -(-n // max(1, PIECE_BYTES // self.sample_bytes))))
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
