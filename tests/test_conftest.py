@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import harness
@@ -28,7 +29,8 @@ def collected(text):
 def test_one_backend():
     status, text = run("--backend", "numpy")
     assert status == 0
-    variants = ("numpy-float32", "numpy-float64", "numpy-readonly-float32")
+    plain = ["numpy-plain-float32"] if find_spec("numba") else []
+    variants = ("numpy-float32", "numpy-float64", *plain, "numpy-readonly-float32")
     assert collected(text) == {f"{variant}-{case}" for variant in variants for case in ("silu-plain", "SiLU-plain")}
     assert "backend strict was not run: not chosen by --backend" in text
 

@@ -11,7 +11,7 @@ from xpnn.layers import Dense, Dropout, Sequential
 from xpnn.ops import Ops
 from xpnn.parity import CASES, SUMS, Data, bound, expected, missing, of_layer, of_op, ratio
 
-NUMPY, READ_ONLY = variants("numpy")
+NUMPY, *_, READ_ONLY = variants("numpy")
 BY_NAME = {case.name: case for case in CASES}
 U = 2.0**-24  # of float32
 
