@@ -12,6 +12,11 @@ from xpnn_numpy.kernels import KERNELS
 import xpnn
 
 
+@pytest.fixture(autouse=True)
+def all_kernels(monkeypatch):
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+
+
 def run(code, **environment):
     return subprocess.run(
         [sys.executable, "-W", "always", "-c", code],
