@@ -61,7 +61,7 @@ THEIRS = (
     TRAIN
     + """
 import torch
-from xpnn.bench.with_torch import network
+from xpnn_torch.peer import network
 model = network(models.get(sys.argv[1]), shape).to(memory_format=torch.channels_last)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 x, y = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y)

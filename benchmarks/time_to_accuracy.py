@@ -58,8 +58,7 @@ def ours(data, seed, target, backend):
 
 def pytorch(data, seed, target, threads):
     import torch
-
-    from xpnn.bench.with_torch import initial, network
+    from xpnn_torch.peer import initial, network
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)

@@ -48,6 +48,13 @@ class JAXBackend(Backend):
         """Wait until all arrays are computed: JAX has no call that waits for a device."""
         self._jax.block_until_ready(self._jax.live_arrays())
 
+    @classmethod
+    def peers(cls, work: Any, gpu: bool, threads: int, compiled: bool) -> list[Any]:
+        """JAX with its own layers and gradients."""
+        from xpnn_jax.peer import side
+
+        return [side(work, gpu)]
+
     def describe(self) -> dict[str, Any]:
         """Versions, device, and the settings that change results."""
         return super().describe() | {

@@ -49,6 +49,13 @@ class TorchBackend(Backend):
         if self.device.type == "cuda":
             self.xp.cuda.synchronize(self.device)
 
+    @classmethod
+    def peers(cls, work: Any, gpu: bool, threads: int, compiled: bool) -> list[Any]:
+        """PyTorch with its own layers and gradients."""
+        from xpnn_torch.peer import sides
+
+        return sides(work, gpu, threads, compiled)
+
     def describe(self) -> dict[str, Any]:
         """Version, threads, GPU, and whether float32 is computed as TF32 or bfloat16."""
         import torch

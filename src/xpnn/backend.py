@@ -34,6 +34,8 @@ from xpnn.ops._array import Array, namespace
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from xpnn.bench.measure import Side
+    from xpnn.bench.work import Work
     from xpnn.train.executor import Executor
 
 GROUP = "xpnn.backends"
@@ -167,6 +169,18 @@ class Backend:
         from xpnn.train.executor import Executor
 
         return Executor(self, *args, **kwargs)
+
+    @classmethod
+    def peers(cls, work: Work, gpu: bool, threads: int, compiled: bool) -> list[Side]:
+        """The same work by the library itself, without xpnn, for `xpnn bench`; default: none.
+
+        Args:
+            work: what is timed.
+            gpu: whether a GPU does it.
+            threads: how many the CPU has for it.
+            compiled: whether settings that take long to compile take part.
+        """
+        return []
 
     def describe(self) -> dict[str, Any]:
         """Library versions and device, for run records: JSON values only."""

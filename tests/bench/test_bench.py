@@ -68,9 +68,9 @@ def side(name, times, peer="torch", images=1):
 def test_peers_do_the_same_work(library, name, numpy):
     pytest.importorskip(library)
     if library == "torch":
-        from xpnn.bench.with_torch import side as peer
+        from xpnn_torch.peer import side as peer
     else:
-        from xpnn.bench.with_jax import side as peer
+        from xpnn_jax.peer import side as peer
     predict, train = plain(name, 4, training=False), plain(name, 4, training=True)
     np.testing.assert_allclose(peer(predict).steps(1), ours(predict, numpy).steps(1), rtol=1e-4, atol=1e-4)
     theirs, mine = peer(train), ours(train, numpy)
@@ -82,9 +82,9 @@ def test_peers_do_the_same_work(library, name, numpy):
 def test_peers_drop_values_in_training_alone(library, numpy):
     pytest.importorskip(library)
     if library == "torch":
-        from xpnn.bench.with_torch import side as peer
+        from xpnn_torch.peer import side as peer
     else:
-        from xpnn.bench.with_jax import side as peer
+        from xpnn_jax.peer import side as peer
     assert peer(Work("tiny-cnn", 4, True)).steps(1) != pytest.approx(
         peer(plain("tiny-cnn", 4, True)).steps(1), rel=1e-3
     )
@@ -95,7 +95,7 @@ def test_peers_drop_values_in_training_alone(library, numpy):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of torch.compile
 def test_settings_of_pytorch():
     pytest.importorskip("torch")
-    from xpnn.bench import with_torch
+    from xpnn_torch import peer as with_torch
 
     work = Work("article", 2, False)
     eager = with_torch.sides(work, gpu=False, threads=1, compiled=False)
@@ -107,7 +107,7 @@ def test_settings_of_pytorch():
 
 def test_a_layer_that_a_peer_does_not_have():
     pytest.importorskip("torch")
-    from xpnn.bench.with_torch import network
+    from xpnn_torch.peer import network
 
     with pytest.raises(NotImplementedError, match=r"the peer in torch has no GELU\(\); leave --against torch out"):
         network(xpnn.layers.GELU(), (4,))

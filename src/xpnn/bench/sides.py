@@ -27,16 +27,11 @@ def installed(peer: str) -> bool:
 def sides(work: Work, backend: Backend, peers: list[str], threads: int, compiled: bool) -> list[Side]:
     """All that take turns at a work."""
     found = [ours(work, backend)]
-    if "torch" in peers:
-        from xpnn.bench import with_torch
-
-        found += with_torch.sides(work, backend.gpu(), threads, compiled)
-    if "jax" in peers:
-        from xpnn.bench import with_jax
-
-        found += [with_jax.side(work, backend.gpu())]
-        if backend.name != "jax":
-            found += [ours(work, backends.get("jax"))]
+    for peer in ("torch", "jax"):
+        if peer in peers:
+            found += backends.find(peer).peers(work, backend.gpu(), threads, compiled)
+    if "jax" in peers and backend.name != "jax":
+        found += [ours(work, backends.get("jax"))]
     if "loops" in peers and work.model_name == "article":
         found += [loops(work)]
     return found
