@@ -115,6 +115,24 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "place[k] = np.uint8(LOSER) if lost else p",
         "place[k] = p",
     ),
+    "compiled: what a vector spoilt is not written again": (
+        CASES,
+        "backends/xpnn_numpy/fast/_product.py",
+        "for first in range(tiled(n, width) - width, -1, -width):",
+        "for first in range(0, n, width):",
+    ),
+    "compiled: only the last block's gradient": (
+        CASES,
+        "backends/xpnn_numpy/fast/_product.py",
+        "builder.select(more, load(out, v), zero)",
+        "zero",
+    ),
+    "compiled: the taps of a stride without the padding": (
+        CASES,
+        "backends/xpnn_numpy/fast/_windows.py",
+        "if (first + before - t * d) % s == 0",
+        "if (first - t * d) % s == 0",
+    ),
     "batch norm of a lane by itself": (
         EXECUTOR,
         "backends/xpnn_numpy/lanes.py",

@@ -61,10 +61,36 @@ def test_plain_leaves_them_out(monkeypatch):
     assert plain.kernels == KERNELS == NumPyBackend.kernels
 
 
-def test_blas_that_cannot_be_called_leaves_numpys_kernels(monkeypatch):
+@pytest.mark.parametrize("features", [{}, {"avx512f": True}], ids=["16 bytes", "64 bytes"])
+def test_vectors_of_other_machines(features, tmp_path):
     pytest.importorskip("numba")
+    code = f"""
+from unittest import mock
+import numpy as np, xpnn
+from llvmlite import binding
+from xpnn_numpy import kernels
+real = binding.get_host_cpu_features()
+class Features(dict):  # numba still compiles for this machine
+    flatten = real.flatten
+with mock.patch.object(binding, "get_host_cpu_features", lambda: Features({features})):
     from xpnn_numpy.fast import _product
+assert _product.BYTES == {64 if features else 16}
+ops, plain = xpnn.backend.get("numpy").ops, kernels.KERNELS["conv"]
+rng = np.random.default_rng(0)
+for c, c_out in [(1, 6), (3, 20), (16, 70)]:
+    x, weight = (rng.standard_normal(shape, np.float32) for shape in [(3, 9, 9, c), (c_out, 3, 3, c)])
+    y, backward = ops.conv(x, weight, stride=2, padding=1)
+    expected, back = plain(ops, x, weight, stride=2, padding=1)
+    for one, other in zip((y, *backward(y)[:2]), (expected, *back(expected)[:2])):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+"""
+    run(code, NUMBA_CACHE_DIR=str(tmp_path))
 
-    monkeypatch.setattr(_product, "threadpool_info", lambda: [])
-    with pytest.raises(ImportError, match="not one that compiled code could call"):
-        _product.blas.__wrapped__(np.dtype("float32"))
+
+def test_tanh_is_that_of_64_bits_rounded():
+    pytest.importorskip("numba")
+    x = np.concatenate([np.linspace(-12, 12, 1 << 18), [0.0, -0.0, 1e-30, np.inf, -np.inf]]).astype(np.float32)
+    y, expected = xpnn.backend.get("numpy").ops.tanh(x)[0], np.tanh(x.astype(np.float64))
+    assert y.dtype == np.float32
+    assert np.max(np.abs(y - expected) / np.spacing(np.abs(expected).astype(np.float32))) < 1.1
+    assert np.isnan(xpnn.backend.get("numpy").ops.tanh(np.float32([np.nan]))[0])

@@ -4,7 +4,7 @@ Why: threads share one interpreter, and whoever calls NumPy gives its lock up an
 calls of less than some 200 µs gain nothing from a second thread. Here a convolution with its pool is one long call
 without the lock, and what NumPy does pass by pass over an image is done in one pass while the data are in the cache.
 
-Products go to NumPy's own BLAS. Nothing is parallel in here: threads take whole lanes, and the bits do not depend on
+Nothing is parallel in here: threads take whole lanes, and the bits do not depend on
 how many there are. The first run on a machine compiles for some ten seconds; what it made stays on disk.
 """
 
@@ -14,21 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numba
-import numpy as np
 
-from xpnn_numpy.fast._product import blas
 from xpnn_numpy.fast.activation import relu, tanh
 from xpnn_numpy.fast.convolution import conv, conv_pool
 from xpnn_numpy.fast.loss import softmax_cross_entropy
 from xpnn_numpy.fast.norm import batch_norm
-from xpnn_numpy.fast.pool import max_pool
+from xpnn_numpy.fast.pool import avg_pool, max_pool
 
-blas(np.dtype(np.float32))  # where there is none to call, this is the time to say so
 COMPILER = f"numba {numba.__version__}"
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
     "conv_pool": conv_pool,
     "max_pool": max_pool,
+    "avg_pool": avg_pool,
     "batch_norm": batch_norm,
     "relu": relu,
     "tanh": tanh,

@@ -1,67 +1,193 @@
-"""Matrix products in compiled code, by the BLAS that NumPy brings.
+"""The product at the heart of a convolution, whose left factor is never made.
 
-numba's own `np.dot` goes to SciPy's BLAS, takes long to compile, and cannot add to what is there; NumPy's BLAS is as a
-rule the younger one (OpenBLAS 0.3.31 is up to 1.8 times as fast as 0.3.30 where many rows are summed up). Its address
-is an argument of the kernels, so that nothing of this machine gets into the code that numba keeps on disk.
+The columns of a convolution are values of one image, each of them many times over: `a[rows[i] + cols[k]]`, with the
+places of the outputs as rows and those of the taps as columns, or the other way round. So
+
+    y[i, :] = Σ_k a[rows[i] + cols[k]] · b[k, :]
+
+is its forward pass (rows: outputs, `b`: weights), the gradient of its input (the same over `dy`) and that of its
+weights (rows: taps, `b`: `dy`), and nothing is gathered or copied. A tile of some rows and one or two vectors of `y`
+stays in registers while `k` runs, as in any fast product (Goto and van de Geijn, 2008, doi:10.1145/1356052.1356053).
+
+Vectors and registers are the machine's; the code is written in LLVM's own terms, for what a compiler makes of loops
+over them is not to be relied on.
 """
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
-from threadpoolctl import threadpool_info
 
 from xpnn_numpy.fast._compiled import Host, compiled
 
-NAMES = ("scipy_cblas_{}gemm64_", "cblas_{}gemm64_", "cblas_{}gemm", "scipy_cblas_{}gemm")
-"""Of the function, most likely NumPy's first. Those without 64 read the lower half of the sizes that are passed."""
+FEATURES = binding.get_host_cpu_features()
+BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16
+"""Of a vector."""
+WIDE = 8 if FEATURES.get("avx512f") or FEATURES.get("neon") else 6
+"""Rows of a tile of two vectors: with two of `b` and one of `a` they fit 32 or 16 registers."""
+NARROW = 10
+"""Rows of a tile of one vector: their addresses fit the other registers."""
+MOST = max(WIDE, NARROW)
+FAR = 256
+"""Bytes between rows of `b` from which on they are copied together: further ones push each other out of a cache."""
 
 
-@cache
-def blas(dtype: Any) -> int:
-    """The address of `cblas_?gemm`.
+def _tile(rows: int, vectors: int) -> Any:
+    """A function of compiled code: `rows` rows and so many vectors of `y`, set, or added to where `more`."""
 
-    Raises:
-        ImportError: no library that is loaded has it.
-    """
-    libraries = [ctypes.CDLL(pool["filepath"]) for pool in threadpool_info() if pool["user_api"] == "blas"]
-    for name, library in product(NAMES, libraries):
-        function = getattr(library, name.format("s" if dtype == np.float32 else "d"), None)
-        if function is not None:
-            return ctypes.cast(function, ctypes.c_void_p).value or 0
-    raise ImportError("NumPy's BLAS is not one that compiled code could call")
-
-
-def _cblas(typing: Any, address: Any, turn: Any, m: Any, n: Any, k: Any, a: Any, b: Any, beta: Any, out: Any) -> Any:
-    """A call of that function for contiguous matrices; numba asks for its types and its code."""
+    def typed(
+        typing: Any, a: Any, places: Any, cols: Any, count: Any, b: Any, step: Any, y: Any, y_step: Any, more: Any
+    ) -> Any:
+        integer = types.int64
+        return types.void(a, places, cols, integer, b, integer, y, integer, types.boolean), code
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address, turn, m, n, k, a, b, beta, out = args
-        int32, int64, real = ir.IntType(32), ir.IntType(64), beta.type
-        row_major, plain, turned = (int32(value) for value in (101, 111, 112))
-        kinds = [int32] * 3 + [int64] * 3 + [real, int64, int64, int64, int64, real, int64, int64]
-        function = builder.inttoptr(address, ir.FunctionType(ir.VoidType(), kinds).as_pointer())
-        width = builder.select(turn, m, k)
-        kind = builder.select(turn, turned, plain)
-        builder.call(function, (row_major, kind, plain, m, n, k, real(1.0), a, width, b, n, beta, out, n))
+        kinds = signature.args
+        a, places, cols, b, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 4, 6))
+        count, step, y_step, more = args[3], args[5], args[7], args[8]
+        bits = kinds[0].dtype.bitwidth
+        lanes, int64 = BYTES * 8 // bits, ir.IntType(64)
+        vector = ir.VectorType(context.get_value_type(kinds[0].dtype), lanes)
+        zero = ir.Constant(vector, None)
+        fused = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f{bits}"
+        )
+
+        def pointer(start: Any, i: int) -> Any:
+            return builder.bitcast(builder.gep(start, [int64(i * lanes)]), vector.as_pointer())
+
+        def load(start: Any, i: int) -> Any:
+            return builder.load(pointer(start, i), align=bits // 8)
+
+        def everywhere(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+            return builder.shuffle_vector(one, zero, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
+
+        outs = [builder.gep(y, [builder.mul(int64(i), y_step)]) for i in range(rows)]
+        starts = [builder.gep(a, [builder.load(builder.gep(places, [int64(i)]))]) for i in range(rows)]
+        sums = [[builder.select(more, load(out, v), zero) for v in range(vectors)] for out in outs]
+        end = builder.gep(cols, [count])
+        before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(body)
+
+        builder.position_at_end(body)
+        at, row = builder.phi(cols.type), builder.phi(b.type)
+        running = [[builder.phi(vector) for _ in line] for line in sums]
+        col, factors = builder.load(at), [load(row, v) for v in range(vectors)]
+        following = []
+        for start, line in zip(starts, running, strict=True):
+            value = everywhere(builder.load(builder.gep(start, [col])))
+            following.append([builder.call(fused, [value, f, s]) for f, s in zip(factors, line, strict=True)])
+        at_next, row_next = builder.gep(at, [int64(1)]), builder.gep(row, [step])
+        builder.cbranch(builder.icmp_unsigned("<", at_next, end), body, after)
+
+        rounds = [[at, row], *running], [[cols, b], *sums], [[at_next, row_next], *following]
+        for phis, first, later in zip(*rounds, strict=True):
+            for phi, one, two in zip(phis, first, later, strict=True):
+                phi.add_incoming(one, before)
+                phi.add_incoming(two, body)
+        builder.position_at_end(after)
+        for out, line in zip(outs, following, strict=True):
+            for v, value in enumerate(line):
+                builder.store(value, pointer(out, v), align=bits // 8)
         return context.get_dummy_value()
 
-    sizes = [types.int64] * 3
-    return types.void(types.int64, types.boolean, *sizes, types.int64, types.int64, beta, types.int64), code
+    return intrinsic(typed)
 
 
-_call = intrinsic(_cblas)
+_wide, _narrow = _tile(WIDE, 2), _tile(NARROW, 1)
+
+
+def room(shape: tuple[int, ...], dtype: Any) -> Host:
+    """An empty array for `multiply` to fill: behind its end there is room for the rest of a tile."""
+    size = prod(shape)
+    return np.empty(size + slack(shape[-1]), dtype)[:size].reshape(shape)
 
 
 @compiled
-def multiply(blas: int, turn: bool, a: Host, b: Host, more: int, out: Host) -> None:
-    """`out = a @ b`, of `a` turned around (`aᵀ`) where `turn`; added to `out` where `more` is 1, not 0."""
-    m, k, n = (a.shape[1], a.shape[0], b.shape[1]) if turn else (a.shape[0], a.shape[1], b.shape[1])
-    _call(blas, turn, m, n, k, a.ctypes.data, b.ctypes.data, out.dtype.type(more), out.ctypes.data)
+def slack(n: int) -> int:
+    """How many values that is, of rows of `n`."""
+    return MOST * n + BYTES
+
+
+@compiled
+def tiled(n: int, tile: int) -> int:
+    """`n`, up to the end of the last tile."""
+    return (n + tile - 1) // tile * tile
+
+
+@compiled
+def packed(b: Host) -> Host:
+    """The columns of `b` in panels of two vectors, one panel after the other; the last is filled up with zeros."""
+    (count, n), width = b.shape, 2 * BYTES // b.itemsize
+    panels = np.zeros(tiled(n, width) * count, b.dtype)
+    for first in range(0, n, width):
+        _copy(b, first, width, panels[first * count :])
+    return panels
+
+
+@compiled
+def _copy(b: Host, first: int, width: int, panel: Host) -> None:
+    """Columns `first …` of `b`, `width` of them or what there are."""
+    many = np.uint64(min(width, b.shape[1] - first))
+    for k in range(len(b)):
+        i, row = np.uint64(k * width), b[k, first:]
+        for v in range(many):
+            panel[i + v] = row[v]
+
+
+@compiled
+def multiply(a: Host, rows: Host, many: int, cols: Host, panels: Host, n: int, y: Host) -> None:
+    """Set `many` rows of `y`, of `n` values each, with `b` in panels; `rows` goes on to the end of a tile.
+
+    Whole tiles of whole vectors are written, so that the last ones spoil the beginning of the rows that follow. These
+    must come later: rows go up, panels down.
+    """
+    width = 2 * BYTES // a.itemsize
+    for first in range(tiled(n, width) - width, -1, -width):
+        b = panels[first * len(cols) :]
+        if 2 * (n - first) <= width:
+            for i in range(0, many, NARROW):
+                _narrow(a, rows[i:], cols, len(cols), b, width, y[i * n + first :], n, False)
+        else:
+            for i in range(0, many, WIDE):
+                _wide(a, rows[i:], cols, len(cols), b, width, y[i * n + first :], n, False)
+
+
+@compiled
+def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, sums: Host) -> None:
+    """Add the product with rows `first …` of `b` to `sums`, whose panels are those of `packed`.
+
+    `rows` goes on for another tile; `space` is for a panel of `b`, where it is not used as it lies. In the last one
+    the vectors reach into the next row: what comes of it stays in columns that `unpacked` leaves out.
+    """
+    n, width, many, last = b.shape[1], 2 * BYTES // a.itemsize, len(rows) - MOST, first + len(cols)
+    for column in range(0, n, width):
+        part, step, y = b.reshape(-1)[first * n + column :], n, sums[column * len(rows) :]
+        if n * b.itemsize > FAR or (last == len(b) and n - column < width):
+            _copy(b[first:last], column, width, space)
+            part, step = space, width
+        if 2 * (n - column) <= width:
+            for i in range(0, many, NARROW):
+                _narrow(a, rows[i:], cols, len(cols), part, step, y[i * width :], width, True)
+        else:
+            for i in range(0, many, WIDE):
+                _wide(a, rows[i:], cols, len(cols), part, step, y[i * width :], width, True)
+
+
+@compiled
+def unpacked(panels: Host, rows: int, n: int) -> Host:
+    """A matrix `(many, n)` of the first rows of its panels."""
+    width = 2 * BYTES // panels.itemsize
+    y = np.empty((rows - MOST, n), panels.dtype)
+    for first in range(0, n, width):
+        for i in range(len(y)):
+            for v in range(min(width, n - first)):
+                y[i, first + v] = panels[first * rows + i * width + v]
+    return y

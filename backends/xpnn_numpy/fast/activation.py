@@ -34,11 +34,15 @@ def relu(ops: Ops, x: Host) -> Result:
 
 
 def tanh(ops: Ops, x: Host) -> Result:
-    """See `xpnn.ops.tanh`; forward NumPy's own vector code is the faster one."""
+    """See `xpnn.ops.tanh`; in 64 bits forward is NumPy's."""
     if not takes(x):
         return numpys.tanh(ops, x)
     floats("tanh", x=x)
-    y = np.tanh(plain(x))
+    y = np.empty(x.shape, x.dtype)
+    if x.dtype == np.float32:
+        _saturate(plain(x).reshape(-1), y.reshape(-1))
+    else:
+        np.tanh(x, out=y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
@@ -55,6 +59,24 @@ def _rectify(x: Host, y: Host) -> None:
     for i in range(len(x)):
         a = x[i]
         y[i] = 0 if a <= 0 else a  # NaN is not
+
+
+@compiled
+def _saturate(x: Host, y: Host) -> None:
+    """`x·P(x²) / Q(x²)` in 64 bits: within 1.3e-9 of tanh, so that nearly all that is left is the last rounding.
+
+    P and Q are fitted by least squares of the relative error for |x| ≤ 9, weighted anew until it is level (Sanathanan
+    and Koerner, 1963); beyond, tanh is 1 in 32 bits.
+    """
+    for i in range(len(x)):
+        a = float(x[i])
+        a = 9.0 if a > 9.0 else a  # NaN is not
+        a = -9.0 if a < -9.0 else a
+        t = a * a
+        p = 2.8031283206e-05 + t * (3.0642466912e-08 - t * 1.2246206085e-11)
+        p = 0.99999999872 + t * (0.13680855261 + t * (0.0038695065421 + t * p))
+        q = 0.47014187351 + t * (0.027250151233 + t * (0.00039407108801 + t * 1.2890332364e-06))
+        y[i] = a * p / (1.0 + t * q)
 
 
 @compiled

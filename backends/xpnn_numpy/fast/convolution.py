@@ -1,9 +1,9 @@
-"""Convolution, with or without a max-pool behind it, in one compiled call forward and one backward.
+"""Convolution, with or without a max-pool behind it, in one compiled call forward and one or two backward.
 
-Columns are gathered block by block into a buffer that stays in the cache, and what follows the product (maximum, bias,
-ReLU) is done while a block is hot. Of the pool only the place of each maximum is remembered. So only one response of a
-window has a gradient at all, often (with ReLU) none: with many columns each of these is followed by itself, in runs of
-a kernel's row, which is a fraction of the products' work; with few, products are quicker all the same.
+Each of them is a product whose left factor is never made (`_product`). What follows it forward (maximum, bias, ReLU) is
+done block by block, while a block is in the cache. Of the pool only the place of each maximum is remembered. So only
+one response of a window has a gradient at all, often (with ReLU) none: with many columns each of these is followed by
+itself, in runs of a kernel's row: a fraction of the products' work. With few, products are quicker all the same.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
-from xpnn_numpy.fast._columns import POOL, corner, gather, gather_taps_first, grid, reach, scatter
+from xpnn_numpy.fast import _windows
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
-from xpnn_numpy.fast._product import blas, multiply
+from xpnn_numpy.fast._product import BYTES, MOST, add_up, multiply, packed, room, slack, tiled, unpacked
+from xpnn_numpy.fast._windows import among
 from xpnn_numpy.kernels import convolution as numpys
 from xpnn_numpy.kernels import joined as numpys_joined
+from xpnn_numpy.kernels._rows import repeated
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
 Result = tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]
-BLOCK_BYTES = 1 << 19
-"""Of a block of columns and its responses: what stays in the second-level cache."""
-FEW = 16
-"""Values in a row of a kernel below which columns are gathered taps first."""
+BLOCK_BYTES = 1 << 16
+"""Of the responses that are made at a time."""
+BLOCK = 128
+"""Outputs whose gradients are added up at a time: with what lies under them they stay in the first-level cache."""
 LOSER = 255
 """In place of a maximum that ReLU has cut off."""
 FOLLOWED = 48
@@ -52,7 +54,7 @@ def conv(
     if groups != 1 or not takes(x):
         return numpys.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
-    return _convolved(ops, x, weight, bias, w, (), False)
+    return _convolved(x, weight, bias, w, (), False)
 
 
 def conv_pool(
@@ -74,98 +76,76 @@ def conv_pool(
         return numpys_joined.conv_pool(
             ops, x, weight, bias, pool=pool, relu=relu, stride=stride, padding=padding, dilation=dilation
         )
-    return _convolved(ops, x, weight, bias, w, size, relu)
+    return _convolved(x, weight, bias, w, size, relu)
 
 
-def _convolved(
-    ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool
-) -> Result:
-    c_out, c, windows = len(weight), x.shape[-1], pool or (1,) * len(w.out)
-    g, image = grid(w, windows), plain(numpys.pad(plain(x), w.pads))
-    matrix = plain(weight.reshape(c_out, -1))
-    offset = np.zeros(0, x.dtype) if bias is None else np.tile(bias, max(1, 256 // c_out))
-    y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
+def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
+    c_out, windows, matrix = len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
+    image, (places, taps) = _padded(x, w.pads), _windows.forward(w, windows, x.shape[-1])
+    y = room((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
-    most = min(ops.column_bytes, BLOCK_BYTES) // x.itemsize  # values in a block of columns and responses
-    block = min(max(1, most // (prod(windows) * (matrix.shape[1] + c_out))), max(y.size // c_out, 1))
-    few = w.size[-1] * c < FEW and matrix.shape[1] < 8 * c_out  # what is kept is not much beside the responses
-    keep = np.empty(y.size // c_out * prod(windows) * matrix.shape[1] if few else 0, x.dtype)
-    turned = np.ascontiguousarray(matrix.T)
-    _forward(blas(x.dtype), image.reshape(-1), g, c, turned, offset, relu, block, y.reshape(-1, c_out), place, keep)
-
-    follow = bool(pool) and matrix.shape[1] >= FOLLOWED
-    by_dy = not pool and numpys.suits(w, weight, prod(w.out))
+    offset = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
+    _forward(image, places, taps, plain(matrix.T), offset, relu, y.reshape(-1, c_out), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy, dbias = plain(dy), np.zeros(c_out)
-        if by_dy:
-            dx, dweight = _of_dy(plain(numpys.pad(dy, numpys.full(w))), w, weight, plain(x), input_gradient, most)
-            if bias is not None:
-                _add_up(dy.reshape(-1, c_out), place, dbias)
-        else:
-            dimage = np.zeros(image.shape if input_gradient else 0, x.dtype)
-            arrays = matrix, place, dy.reshape(-1, c_out), dimage.reshape(-1)
-            if follow:
-                dmatrix = np.zeros_like(matrix)
-                _follow(image.reshape(-1), g, c, block, *arrays, dmatrix, dbias)
-            else:
-                dturned = np.zeros_like(turned)
-                _backward(blas(x.dtype), image.reshape(-1), g, c, keep, block, *arrays, dturned, dbias)
-                dmatrix = dturned.T
-            dx, dweight = dimage[numpys.inner(w)] if input_gradient else None, dmatrix.reshape(weight.shape)
-        return dx, dweight, None if bias is None else dbias.astype(x.dtype)
+        rows, dbias, dx = plain(dy).reshape(-1, c_out), np.zeros(c_out), None
+        if bias is not None:
+            _add_up(rows, place, dbias)
+        many = len(taps) >= FOLLOWED
+        if pool and (many or input_gradient):
+            run = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1)  # taps that lie together
+            dimage = np.zeros(image.shape if input_gradient else (0, 0), x.dtype)
+            dmatrix = _follow(image, places, taps, rows, place, run, plain(matrix), dimage)
+            dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
+        elif input_gradient:
+            dx = _input_gradient(dy, weight, w)
+        if not (pool and many):
+            dmatrix = _weight_gradient(image, places, taps, rows, place).T
+        return dx, dmatrix.reshape(weight.shape), None if bias is None else dbias.astype(x.dtype)
 
     return y, backward
 
 
-def _of_dy(dimage: Host, w: Window, weight: Host, x: Host, input_gradient: bool, most: int) -> tuple[Host | None, Host]:
-    """The gradients of a convolution with stride 1 as products of one set of columns, those of `dy`, padded."""
-    c_out, *kernel, c = weight.shape
-    axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
-    g = grid(Window(dimage.shape[1:-1], w.size, ones, w.dilation, ((0, 0),) * len(kernel), w.n), ones)
-    turned = np.ascontiguousarray(np.moveaxis(np.flip(weight, axes), 0, -2)).reshape(-1, c)
-    dx, dturned = np.empty(x.shape if input_gradient else (0, c), x.dtype), np.zeros_like(turned)
-    block = min(max(1, most // (len(turned) + c)), max(x.size // c, 1))
-    _by_dy(blas(x.dtype), dimage.reshape(-1), g, c_out, block, turned, x.reshape(-1, c), dx.reshape(-1, c), dturned)
-    dweight = np.flip(np.moveaxis(dturned.reshape(*kernel, c_out, c), -2, 0), axes)
-    return dx if input_gradient else None, dweight
+def _padded(x: Host, pads: _windows.Pads) -> Host:
+    """The images with zeros around them, one a row."""
+    image: Host = numpys.pad(plain(x), pads)
+    return plain(image).reshape(len(x), prod(image.shape[1:]))
+
+
+def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
+    """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
+    (c_out, *_, c), (pads, parts) = weight.shape, _windows.backward(w, len(weight))
+    image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
+    none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
+    for inputs, taps, places, offsets in parts:
+        part = room((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
+        if len(offsets):
+            met = np.moveaxis(weight[np.ix_(range(c_out), *taps)], 0, -2).reshape(-1, c)
+            _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere)
+        else:  # a stride longer than the kernel: no output sees them
+            part[...] = 0
+        if len(parts) == 1:
+            return part
+        dx[(slice(None), *inputs)] = part
+    return dx
 
 
 @compiled
-def _by_dy(blas: int, d: Host, g: Host, c_out: int, block: int, turned: Host, x: Host, dx: Host, dturned: Host) -> None:
-    size = len(turned)
-    gathered = np.empty(block * size, x.dtype)
-    for first in range(0, len(x), block):
-        last = min(first + block, len(x))
-        rows = gathered[: (last - first) * size].reshape(last - first, size)
-        gather(d, g, c_out, first, last, gathered)
-        if len(dx):
-            multiply(blas, False, rows, turned, 0, dx[first:last])
-        multiply(blas, True, rows, x[first:last], 1, dturned)
-
-
-@compiled
-def _forward(
-    blas: int, x: Host, g: Host, c: int, turned: Host, bias: Host, relu: bool, block: int,
-    y: Host, place: Host, keep: Host,
-) -> None:  # fmt: skip
-    """Fill `y` and the places of its maxima, `block` windows at a time; where `keep` has a size, the columns too."""
-    phases, pooled, (size, c_out) = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], len(place) > 0, turned.shape
-    gathered = np.empty(0 if len(keep) else block * phases * size, y.dtype)
-    buffer = np.empty((block * phases if pooled else 0, c_out), y.dtype)
+def _forward(x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host, place: Host) -> None:
+    """Fill `y` and the places of its maxima, block by block; `weight` is `(K·C, C_out)`."""
+    (phases, _), c_out, pooled = places.shape, y.shape[1], len(place) > 0
+    block = max(BLOCK_BYTES // (phases * c_out * y.itemsize * MOST), 1) * MOST
+    rows, panels, image = np.empty(block + MOST, np.int64), packed(weight), x.reshape(-1)
+    responses = np.empty(phases * block * c_out + slack(c_out) if pooled else 0, y.dtype)
     for first in range(0, len(y), block):
         last = min(first + block, len(y))
-        rows = (last - first) * phases
-        out = buffer[:rows] if pooled else y[first:last]
-        if len(keep):
-            part = keep[first * phases * size : last * phases * size]
-            gather_taps_first(x, g, c, first, last, part)
-            multiply(blas, True, part.reshape(size, rows), turned, 0, out)
-        else:
-            gather(x, g, c, first, last, gathered)
-            multiply(blas, False, gathered[: rows * size].reshape(rows, size), turned, 0, out)
+        for phase in range(phases):
+            among(places[phase], x.shape[1], first, last, rows)
+            start = phase * (last - first) * c_out
+            out = responses[start:] if pooled else y[first:].reshape(-1)
+            multiply(image, rows, last - first, taps, panels, c_out, out)
         if pooled:
-            _win(buffer, y[first:last], place[first:last], phases)
+            _win(responses, y[first:last], place[first:last], phases)
         if len(bias):
             _offset(y[first:last].reshape(-1), bias)
         if relu:
@@ -223,30 +203,23 @@ def _rectify(y: Host, place: Host) -> None:
 
 
 @compiled
-def _backward(
-    blas: int, x: Host, g: Host, c: int, keep: Host, block: int,
-    matrix: Host, place: Host, dy: Host, dx: Host, dturned: Host, dbias: Host,
-) -> None:  # fmt: skip
-    """Add to `dx` (where it has a size), `dturned` (that of the transposed matrix) and `dbias`."""
-    phases, pooled, (c_out, size) = g[POOL, 0] * g[POOL, 1] * g[POOL, 2], len(place) > 0, matrix.shape
-    gathered = np.empty(0 if len(keep) and not len(dx) else block * phases * size, dy.dtype)
-    buffer = np.empty((block * phases if pooled else 0, c_out), dy.dtype)
-    _add_up(dy, place, dbias)
-    for first in range(0, len(dy), block):
-        last = min(first + block, len(dy))
-        rows = (last - first) * phases
-        if pooled:
-            _share(dy[first:last], place[first:last], phases, buffer)
-        d = buffer[:rows] if pooled else dy[first:last]
-        if len(keep):
-            part = keep[first * phases * size : last * phases * size].reshape(size, rows)
-            multiply(blas, False, part, d, 1, dturned)
-        else:
-            gather(x, g, c, first, last, gathered)
-            multiply(blas, True, gathered[: rows * size].reshape(rows, size), d, 1, dturned)
-        if len(dx):
-            multiply(blas, False, d, matrix, 0, gathered[: rows * size].reshape(rows, size))
-            scatter(dx, g, c, first, last, gathered)
+def _weight_gradient(x: Host, places: Host, taps: Host, dy: Host, place: Host) -> Host:
+    """That of the transposed matrix, `(K·C, C_out)`."""
+    pooled, c_out, image = len(place) > 0, dy.shape[1], x.reshape(-1)
+    rows, cols = np.full(len(taps) + MOST, taps[-1]), np.empty(BLOCK + MOST, np.int64)
+    rows[: len(taps)] = taps
+    width = 2 * BYTES // x.itemsize
+    sums, space = np.zeros(len(rows) * tiled(c_out, width), x.dtype), np.zeros(BLOCK * width, x.dtype)
+    spread = np.empty((BLOCK if pooled else 0, c_out), dy.dtype)
+    for first in range(0, len(dy), BLOCK):
+        last = min(first + BLOCK, len(dy))
+        for phase in range(len(places)):
+            among(places[phase], x.shape[1], first, last, cols)
+            if pooled:
+                _share(dy[first:last], place[first:last], phase, spread)
+            b, start = (spread[: last - first], 0) if pooled else (dy, first)
+            add_up(image, rows, cols[: last - first], b, start, space, sums)
+    return unpacked(sums, len(rows), c_out)
 
 
 @compiled
@@ -273,34 +246,28 @@ def _add_up(dy: Host, place: Host, dbias: Host) -> None:
 
 
 @compiled
-def _share(dy: Host, place: Host, phases: int, responses: Host) -> None:
-    """The gradient of each phase from that of the maximum."""
-    d, won, responses = dy.reshape(-1), place.reshape(-1), responses.reshape(-1)
-    for phase in range(phases):
-        start = np.uint64(phase * len(d))
-        for k in range(np.uint64(len(d))):
-            a = d[k]
-            responses[start + k] = a if won[k] == phase else 0
+def _share(dy: Host, place: Host, phase: int, spread: Host) -> None:
+    """The gradient of the responses at one place of the pool's windows from that of the maximum."""
+    d, won, out = dy.reshape(-1), place.reshape(-1), spread.reshape(-1)
+    for k in range(len(d)):
+        a = d[k]
+        out[k] = a if won[k] == phase else 0
 
 
 @compiled
-def _follow(
-    x: Host, g: Host, c: int, block: int,
-    matrix: Host, place: Host, dy: Host, dx: Host, dmatrix: Host, dbias: Host,
-) -> None:  # fmt: skip
-    """The same behind a pool, the gradient of each maximum by itself, channel by channel."""
-    block = min(max(block, 16), 64)  # windows whose inputs stay in the first-level cache, and terms of a sum
-    _add_up(dy, place, dbias)
-    (runs, length), row = reach(g, c), np.empty(matrix.shape[1], dy.dtype)
-    corners = np.empty(block, np.int64)
-    shifts = np.empty(LOSER, np.int64)
-    for phase in range(g[POOL, 0] * g[POOL, 1] * g[POOL, 2]):
-        shifts[phase] = corner(g, c, 0, phase)
-    size = np.uint64(length)
+def _follow(x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host, dx: Host) -> Host:
+    """The gradient of the matrix from each maximum by itself, channel by channel; that of `x` is added to `dx`.
+
+    Taps lie together in runs of `length`; where `dx` is empty it is not asked for.
+    """
+    block = 64  # windows whose inputs stay in the first-level cache, and terms of a sum
+    image, dimage, dmatrix = x.reshape(-1), dx.reshape(-1), np.zeros_like(matrix)
+    runs, row = taps[::length].copy(), np.empty(len(taps), dy.dtype)
+    corners, shifts = np.empty(block + MOST, np.int64), places[:, 0]
+    many = np.uint64(length)
     for first in range(0, len(dy), block):
         last = min(first + block, len(dy))
-        for window in range(first, last):
-            corners[window - first] = corner(g, c, window, 0)
+        among(places[0], x.shape[1], first, last, corners)
         for j in range(len(matrix)):
             weights = matrix[j]
             for k in range(len(row)):
@@ -312,11 +279,12 @@ def _follow(
                 source, r = corners[window - first] + shifts[place[window, j]], 0
                 for run in runs:
                     a, b = np.uint64(r), np.uint64(source + run)
-                    for k in range(size):
-                        row[a + k] += d * x[b + k]
-                    if len(dx):
-                        for k in range(size):
-                            dx[b + k] += d * weights[a + k]
+                    for k in range(many):
+                        row[a + k] += d * image[b + k]
+                    if len(dimage):
+                        for k in range(many):
+                            dimage[b + k] += d * weights[a + k]
                     r += length
             for k in range(len(row)):
                 dmatrix[j, k] += row[k]
+    return dmatrix

@@ -13,6 +13,7 @@ from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.pool import Backward
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.kernels import pool as numpys
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -52,6 +53,39 @@ def max_pool(
             return (None,)
         dx = np.zeros(x.shape, x.dtype)
         _max_back(plain(dy).reshape(-1, c), g, place, dx.reshape(-1, c))
+        return (dx,)
+
+    return y, backward
+
+
+def avg_pool(
+    ops: Ops,
+    x: Host,
+    *,
+    window: Sizes,
+    stride: Sizes | None = None,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> tuple[Host, Backward]:
+    """See `xpnn.ops.avg_pool`; where windows do not lie side by side, and on more than three spatial axes, NumPy's."""
+    floats("avg_pool", x=x)
+    w = standard.pool_window("avg_pool", x.shape[1:-1], window, stride, padding, dilation, ceil_mode)
+    if not takes(x) or not numpys.tile(w):
+        return numpys.avg_pool(
+            ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+        )  # fmt: skip
+    g, c = _grid(w), x.shape[-1]
+    y = np.empty((len(x), *w.out, c), x.dtype)
+    _mean(plain(x).reshape(-1), g, c, y.reshape(-1))
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
+        if not input_gradient:
+            return (None,)
+        dx = np.empty(x.shape, x.dtype)
+        _spread(plain(dy).reshape(-1), g, c, dx.reshape(-1))
         return (dx,)
 
     return y, backward
@@ -111,3 +145,48 @@ def _max_back(dy: Host, g: Host, place: Host, dx: Host) -> None:
             for j in range(len(d)):
                 a = d[j]
                 row[j] += a if won[j] == p else 0
+
+
+@compiled
+def _mean(x: Host, g: Host, c: int, y: Host) -> None:
+    """Line by line of `y`: the image's lines under it are added up along their length, then what is side by side."""
+    (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
+    width, many, total = np.uint64(n2 * c), np.uint64(c), x.dtype.type(k0 * k1 * k2)
+    sums = np.empty(n2 * c, x.dtype)
+    for line in range(len(y) // max(o2 * c, 1)):
+        top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
+        for tap in range(k0 * k1):
+            start = np.uint64(top + (tap // k1 * n1 + tap % k1) * n2 * c)
+            if tap:
+                for i in range(width):
+                    sums[i] += x[start + i]
+            else:
+                for i in range(width):
+                    sums[i] = x[start + i]
+        for j in range(o2):
+            out, first = np.uint64((line * o2 + j) * c), np.uint64(j * k2 * c)
+            for i in range(many):
+                a = sums[first + i]
+                for tap in range(1, k2):
+                    a += sums[first + i + np.uint64(tap * c)]
+                y[out + i] = a / total
+
+
+@compiled
+def _spread(dy: Host, g: Host, c: int, dx: Host) -> None:
+    """Line by line of `dy`: its shares, side by side in a line of `dx`, which is copied to those below it."""
+    (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
+    width, many, total = np.uint64(n2 * c), np.uint64(c), dy.dtype.type(k0 * k1 * k2)
+    shares = np.empty(n2 * c, dy.dtype)
+    for line in range(len(dy) // max(o2 * c, 1)):
+        for j in range(o2):
+            start = np.uint64((line * o2 + j) * c)
+            for tap in range(k2):
+                at = np.uint64((j * k2 + tap) * c)
+                for i in range(many):
+                    shares[at + i] = dy[start + i] / total
+        top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
+        for tap in range(k0 * k1):
+            start = np.uint64(top + (tap // k1 * n1 + tap % k1) * n2 * c)
+            for i in range(width):
+                dx[start + i] = shares[i]

@@ -174,10 +174,18 @@ def pad(x: Host, pads: tuple[tuple[int, int], ...]) -> Host:
     """`x` with zeros around it, contiguous; itself where there are none."""
     if not any(map(any, pads)):
         return x
-    image = np.zeros(
+    image = np.empty(
         (len(x), *(m + a + b for m, (a, b) in zip(x.shape[1:-1], pads, strict=True)), x.shape[-1]), x.dtype
     )
-    image[(slice(None), *(slice(a, a + m) for m, (a, _) in zip(x.shape[1:-1], pads, strict=True)))] = x
+    part: Host = image
+    for axis, (a, b) in enumerate(pads, start=1):  # only the border is cleared: the image is written once
+        before, within, after = (
+            (slice(None),) * axis + (i,)
+            for i in (slice(0, a), slice(a, part.shape[axis] - b), slice(part.shape[axis] - b, None))
+        )
+        part[before] = part[after] = 0
+        part = part[within]
+    part[...] = x
     return image
 
 

@@ -217,6 +217,7 @@ OPS = [
     of_op("conv", "pointwise", (2, 3, 2, 3), (5, 1, 1, 3), (5,)),
     of_op("conv", "whole-image", (2, 3, 2, 2), (3, 3, 2, 2), (3,)),
     of_op("conv", "many-places", (3, 15, 14, 2), (2, 2, 2, 2), (2,)),
+    of_op("conv", "many-channels", (1, 4, 3, 18), (35, 2, 2, 18), (35,), padding=1),
     of_op("conv", "strided", (2, 6, 8, 2), (3, 2, 2, 2), (3,), stride=(2, 3)),
     of_op("conv", "stride-over-kernel", (2, 8, 7, 2), (3, 2, 1, 2), (3,), stride=3),
     of_op("conv", "dilated", (2, 7, 5, 2), (3, 2, 3, 2), None, dilation=(3, 1)),
@@ -255,6 +256,7 @@ OPS = [
     of_op("conv_pool", "3d", (2, 4, 5, 3, 2), (3, 2, 2, 2, 2), (3,), pool=(2, 2, 1), relu=True),
     of_op("conv_pool", "ties", Data((2, 4, 6, 1), "ties"), Data((3, 1, 1, 1), "positive"), (3,), pool=2),
     of_op("conv_pool", "many-places", (3, 16, 15, 2), (2, 2, 2, 2), (2,), pool=2),
+    of_op("conv_pool", "many-channels", (2, 5, 4, 3), (35, 2, 1, 3), (35,), pool=2),
     # conv_transpose: x (N, *spatial, C), weight (C, *kernel, C_out / groups), bias (C_out,)
     of_op("conv_transpose", "plain", (2, 3, 4, 3), (3, 2, 3, 4), (4,)),
     of_op("conv_transpose", "no-bias", (2, 3, 2, 2), (2, 3, 2, 3), None),
