@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from harness import Placed, Variant, host_arrays, judge
+from harness import Variant, check
 
 from xpnn import parity
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
-from xpnn.parity import CASES, LOSSES, OPS, SUMS
+from xpnn.parity import CASES, LOSSES, OPS, SUMS, Placed
 
 SMOOTH = [case for case in CASES if case.smooth and case.subject not in SUMS]
 BATCHED = [case for case in CASES if case.batched]
@@ -19,20 +19,20 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 @pytest.mark.cases(CASES)
 def test_results(case, variant, dtype):
-    judge(case, Placed(case, variant, dtype).results(), dtype)
+    check(case, Placed(case, variant.backend, dtype).results(), dtype)
 
 
 @pytest.mark.cases(CASES, where=Variant.replaces)
 def test_standard_body_where_there_is_a_kernel(case, variant, dtype):
     """`test_results` ran the kernel; here the body that it stands in for."""
-    judge(case, Placed(case, variant, dtype, ops=Ops({}, variant.backend.column_bytes)).results(), dtype)
+    check(case, Placed(case, variant.backend, dtype, ops=Ops({}, variant.backend.column_bytes)).results(), dtype)
 
 
 @pytest.mark.eager
 @pytest.mark.cases(CASES, dtype="float32")
 def test_contract(case, variant, dtype):
     """One gradient for each array; nothing is written to; backward may be called again, and in part."""
-    placed = Placed(case, variant, dtype)
+    placed = Placed(case, variant.backend, dtype)
     dy, given = placed.dy, list(placed.arrays.values())
 
     def values(arrays):
@@ -76,14 +76,14 @@ def test_layout_in_memory_does_not_matter(case, variant, dtype):
         return xp.permute_dims(xp.asarray(xp.permute_dims(a, axes), copy=True), axes)
 
     for layout in (every_second, axes_reversed):
-        judge(case, Placed(case, variant, dtype, layout=layout).results(), dtype)
+        check(case, Placed(case, variant.backend, dtype, layout=layout).results(), dtype)
 
 
 @pytest.mark.eager
 @pytest.mark.cases(MANY, dtype="float32")
 def test_samples_are_independent(case, variant, dtype):
     """In two pieces: results of samples beside each other, those of all of them added up."""
-    first, rest = (Placed(case, variant, dtype, samples=cut).results() for cut in (slice(1), slice(1, None)))
+    first, rest = (Placed(case, variant.backend, dtype, samples=cut).results() for cut in (slice(1), slice(1, None)))
     joined = {}
     for name, a in first.items():
         if name in case.data:  # running statistics
@@ -92,13 +92,13 @@ def test_samples_are_independent(case, variant, dtype):
             joined[name] = np.concatenate([a, rest[name]])
         else:
             joined[name] = a + rest[name]
-    judge(case, joined, dtype)
+    check(case, joined, dtype)
 
 
 @pytest.mark.eager
 @pytest.mark.cases(BATCHED, dtype="float32")
 def test_empty_batch(case, variant, dtype):
-    placed = Placed(case, variant, dtype, samples=slice(0))
+    placed = Placed(case, variant.backend, dtype, samples=slice(0))
     if case.subject in LOSSES or not case.per_sample:
         with pytest.raises(ShapeError, match=r"empty|at least 2"):
             placed.results()
@@ -107,7 +107,7 @@ def test_empty_batch(case, variant, dtype):
         if name == "y" or name[1:] in case.batched:
             assert a.shape == (0, *parity.expected(case).values[name].shape[1:]), name
         elif name not in case.data:
-            assert a.shape == host_arrays(case)[name[1:]].shape, name
+            assert a.shape == case.arrays()[name[1:]].shape, name
             assert not a.any(), name
 
 
@@ -115,4 +115,4 @@ def test_empty_batch(case, variant, dtype):
 @pytest.mark.parametrize("column_bytes", [1, 500])  # a line of an image at a time; images, one or several
 @pytest.mark.cases(CONVOLUTIONS[::3], dtype="float32")
 def test_blocks_of_columns(case, variant, dtype, column_bytes):
-    judge(case, Placed(case, variant, dtype, ops=Ops(variant.backend.kernels, column_bytes)).results(), dtype)
+    check(case, Placed(case, variant.backend, dtype, ops=Ops(variant.backend.kernels, column_bytes)).results(), dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +43,11 @@ class JAXBackend(Backend):
         from xpnn_jax.executor import CompiledExecutor
 
         return CompiledExecutor(self, *args, **kwargs)
+
+    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """Under `jax.jit`: op by op each new shape costs 0.4 s."""
+        jitted: Callable[..., Any] = self._jax.jit(f)
+        return f if standard_only() else jitted
 
     def synchronize(self) -> None:
         """Wait until all arrays are computed: JAX has no call that waits for a device."""

@@ -170,6 +170,10 @@ class Backend:
 
         return Executor(self, *args, **kwargs)
 
+    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f`, a function of trees of arrays, as this backend computes it best; default: as it is."""
+        return f
+
     @classmethod
     def peers(cls, work: Work, gpu: bool, threads: int, compiled: bool) -> list[Side]:
         """The same work by the library itself, without xpnn, for `xpnn bench`; default: none.

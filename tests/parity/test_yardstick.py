@@ -4,12 +4,12 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from harness import Placed, judge, variants
+from harness import check, variants
 
 from xpnn import parity
 from xpnn.layers import Dense, Dropout, Sequential
 from xpnn.ops import Ops
-from xpnn.parity import CASES, SUMS, Data, bound, expected, missing, of_layer, of_op, ratio
+from xpnn.parity import CASES, SUMS, Data, Placed, bound, expected, missing, of_layer, of_op, ratio
 
 NUMPY, *_, READ_ONLY = variants("numpy")
 BY_NAME = {case.name: case for case in CASES}
@@ -78,9 +78,9 @@ def test_data_are_the_same_in_float32_and_hold_no_kink():
 
 def fails(case, dtype="float32", **kernels):
     """Whether a case is refused with these kernels in the places of the standard bodies."""
-    placed = Placed(case, NUMPY, dtype, ops=Ops(kernels))
+    placed = Placed(case, NUMPY.backend, dtype, ops=Ops(kernels))
     try:
-        judge(case, placed.results(), dtype)
+        check(case, placed.results(), dtype)
     except AssertionError:
         return True
     return False
@@ -149,7 +149,7 @@ def test_writes_in_place_are_refused():
         return x, lambda dy, *, input_gradient=True: (dy,)
 
     with pytest.raises(ValueError, match="read-only"):
-        Placed(BY_NAME["relu-plain"], READ_ONLY, "float32", ops=Ops({"relu": in_place})).results()
+        Placed(BY_NAME["relu-plain"], READ_ONLY.backend, "float32", ops=Ops({"relu": in_place})).results()
 
 
 def test_a_case_of_ones_own():
