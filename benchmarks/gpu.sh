@@ -2,7 +2,7 @@
 # All that is to be known of the CuPy backend on a machine with a GPU, offline, in under ten minutes:
 #     benchmarks/gpu.sh [FOLDER]
 # leaves in FOLDER (default benchmarks/results): backends.json, digits.json, mnist.json (where XPNN_DATA is set),
-# bench-gpu.json and suite.txt. A part that fails does not stop the others; the exit status tells of it.
+# parity-gpu.json and parity-gpu.html, bench-gpu.json and suite.txt. A part that fails does not stop the others; the exit status tells of it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results}
@@ -42,6 +42,7 @@ xpnn=("$python" -c 'import sys; from xpnn.cli import main; sys.exit(main())')
 part "backends" save 30 backends.json "${xpnn[@]}" backends --json
 part "digits" save 60 digits.json "${xpnn[@]}" train --backend cupy --json --target-accuracy 0.97
 [ -n "${XPNN_DATA:-}" ] && part "mnist" save 60 mnist.json "${xpnn[@]}" train --backend cupy --dataset mnist --epochs 1 --json
-part "bench" timeout 150 "${xpnn[@]}" bench --backend cupy --models article small-cnn lenet5 resnet20 --json "$out/bench-gpu.json"
-part "suite" bash -c "set -o pipefail; timeout 280 \"\$0\" -m pytest -q --backend cupy | tee \"\$1\"" "$python" "$out/suite.txt"
+part "parity" timeout 100 "${xpnn[@]}" parity --backends numpy,cupy --json "$out/parity-gpu.json" --html "$out/parity-gpu.html"
+part "bench" timeout 120 "${xpnn[@]}" bench --backend cupy --models article small-cnn lenet5 resnet20 --json "$out/bench-gpu.json"
+part "suite" bash -c "set -o pipefail; timeout 200 \"\$0\" -m pytest -q --backend cupy | tee \"\$1\"" "$python" "$out/suite.txt"
 exit $failed

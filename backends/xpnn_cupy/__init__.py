@@ -91,6 +91,11 @@ class CuPyBackend(Backend):
         """Wait for all streams of the device."""
         self.device.synchronize()
 
+    def why_coarse(self) -> str | None:
+        """Where `CUPY_TF32` is set, which CuPy reads once, at its first product."""
+        value = os.environ.get("CUPY_TF32", "0")
+        return None if value == "0" else f"CUPY_TF32={value} lets CuPy compute float32 products in TF32; unset it"
+
     def describe(self) -> dict[str, Any]:
         """Versions, GPU, and the settings that change results."""
         runtime = self._cupy.cuda.runtime
@@ -103,7 +108,7 @@ class CuPyBackend(Backend):
             "gpu": gpu["name"].decode(),
             "compute_capability": f"{gpu['major']}.{gpu['minor']}",
             "memory": int(gpu["totalGlobalMem"]),
-            "tf32": os.environ.get("CUPY_TF32", "0") != "0",
+            "tf32": self.why_coarse() is not None,
             "accelerators": os.environ.get("CUPY_ACCELERATORS", "cub"),
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }

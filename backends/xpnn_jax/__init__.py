@@ -44,6 +44,16 @@ class JAXBackend(Backend):
 
         return CompiledExecutor(self, *args, **kwargs)
 
+    def why_coarse(self) -> str | None:
+        """On a GPU or a TPU, unless full precision was asked for."""
+        precision = self._jax.config.jax_default_matmul_precision
+        if self.device.platform == "cpu" or precision in ("highest", "float32"):
+            return None
+        return (
+            f"jax_default_matmul_precision is {precision!r}, which computes float32 products with less on this "
+            "device; set the environment variable JAX_DEFAULT_MATMUL_PRECISION=highest"
+        )
+
     def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """Under `jax.jit`: op by op each new shape costs 0.4 s."""
         jitted: Callable[..., Any] = self._jax.jit(f)

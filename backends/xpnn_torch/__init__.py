@@ -56,6 +56,16 @@ class TorchBackend(Backend):
 
         return sides(work, gpu, threads, compiled)
 
+    def why_coarse(self) -> str | None:
+        """Where this device's matrix products may take TF32 or bfloat16."""
+        import torch
+
+        place = "cuda_matmul" if self.device.type == "cuda" else "cpu_matmul"
+        precision = _float32(torch.backends).get(place, "none")
+        if precision in ("none", "ieee"):
+            return None
+        return f"torch computes float32 products in {precision}; call torch.set_float32_matmul_precision('highest')"
+
     def describe(self) -> dict[str, Any]:
         """Version, threads, GPU, and whether float32 is computed as TF32 or bfloat16."""
         import torch

@@ -170,6 +170,10 @@ class Backend:
 
         return Executor(self, *args, **kwargs)
 
+    def why_coarse(self) -> str | None:
+        """None, or one sentence: which setting lets float32 products be computed with less, and how to turn it off."""
+        return None
+
     def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`, a function of trees of arrays, as this backend computes it best; default: as it is."""
         return f

@@ -20,7 +20,7 @@ from xpnn.bench.measure import Ratio, Result, Side
 from xpnn.bench.sides import loops, ours
 from xpnn.bench.work import Work
 from xpnn.cli import bench as command
-from xpnn.cli import main
+from xpnn.cli import main, progress
 from xpnn.layers import Dropout, Residual, Sequential
 
 FAST = ["--models", "tiny-cnn", "--batches", "2", "--rounds", "2", "--seconds", "0.01", "--threads", "1"]
@@ -362,7 +362,7 @@ def test_a_live_bar_on_a_terminal():
         def isatty(self):
             return True
 
-    with command._progress(Terminal(), 2) as show:
+    with progress.steps(Terminal(), 2) as show:
         show(0.5, "tiny-cnn")
 
 

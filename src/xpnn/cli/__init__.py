@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from xpnn.cli import backends, bench, train
+from xpnn.cli import backends, bench, parity, train
 from xpnn.errors import NonFiniteError
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"xpnn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, backends, bench):
+    for command in (train, backends, parity, bench):
         command.add_to(commands)
     arguments = parser.parse_args(argv)
     try:

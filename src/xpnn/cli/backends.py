@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(len(row["name"]) for row in rows)
     for row in rows:
         if row["usable"]:
-            text = f"yes  device {row['describe']['device']}; {_versions(row['describe'])}"
+            text = f"yes  device {row['describe']['device']}; {versions(row['describe'])}"
         else:
             text = f"no   {row['reason']}"
         print(_wrapped(f"{row['name'].ljust(width)}  {text}", width + 7))
@@ -47,7 +47,8 @@ def _wrapped(text: str, indent: int) -> str:
     return textwrap.fill(text, shutil.get_terminal_size().columns, subsequent_indent=" " * indent)
 
 
-def _versions(facts: dict[str, Any]) -> str:
+def versions(facts: dict[str, Any]) -> str:
+    """What `Backend.describe` says, on one line."""
     skipped = ("name", "device", "kernels", "python", "processor")
     return ", ".join(f"{k} {_brief(v)}" for k, v in facts.items() if k not in skipped and v not in (None, [], ""))
 

@@ -6,11 +6,9 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from xpnn import backend as backends
 from xpnn import models
@@ -18,7 +16,8 @@ from xpnn.bench import machine, measure, report
 from xpnn.bench.measure import Result
 from xpnn.bench.sides import PEERS, installed, sides
 from xpnn.bench.work import Work
-from xpnn.cli.values import count, positive
+from xpnn.cli.progress import steps
+from xpnn.cli.values import count, positive, writable
 
 MODES = {"train": (True,), "predict": (False,), "both": (True, False)}
 QUIET = 0.5  # a load above it disturbs
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     peers, threads = _peers(arguments.against), arguments.threads or len(machine.cores())
     for path in filter(None, (arguments.json, arguments.plot)):
-        _check_writable(path)
+        writable(path)
     works = [
         Work(name, batch, training)
         for name in dict.fromkeys(arguments.models)
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         backend = backends.get(arguments.backend)
         try:
             peak = machine.peak(backend, threads)
-            with _progress(sys.stderr, len(works)) as show:
+            with steps(sys.stderr, len(works)) as show:
                 for i, work in enumerate(works):
                     show(i, str(work))
                     taking = sides(work, backend, peers, threads, arguments.compile)
@@ -133,37 +132,3 @@ def _peers(against: list[str] | None) -> list[str]:
             "choose others"
         )
     return [peer for peer in PEERS if peer in against]
-
-
-def _check_writable(path: Path) -> None:
-    """Before the measuring, so that nothing is lost for want of a place."""
-    new = not path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as e:
-        raise OSError(f"cannot write {path} ({e.strerror}); choose a file in a folder that you may write to") from e
-    if new:
-        path.unlink()
-
-
-@contextmanager
-def _progress(stream: TextIO, total: int) -> Iterator[Any]:
-    """A function `show(done, text)`: a live bar where there is a terminal and rich, a line for each text elsewhere."""
-    if not stream.isatty() or find_spec("rich") is None:
-        seen = set[str]()
-
-        def show(done: float, text: str) -> None:
-            if text not in seen:
-                print(f"{int(done) + 1}/{total}  {text}", file=stream, flush=True)
-            seen.add(text)
-
-        yield show
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn()
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, text: bar.update(task, completed=done, description=text)

@@ -1,8 +1,11 @@
-"""Progress of a training run: a live bar where there is a terminal and rich, plain lines elsewhere."""
+"""Progress: a live bar where there is a terminal and rich, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from xpnn.train import Callback
@@ -86,3 +89,25 @@ def line(fit: Fit, record: dict[str, Any]) -> str:
         parts.append(f"test {record['validation_accuracy']:.4f}")
     parts.append(f"{record['images_per_second']:,.0f} images/s")
     return "  ".join(parts)
+
+
+@contextmanager
+def steps(stream: TextIO, total: int) -> Iterator[Any]:
+    """A function `show(done, text)`: a live bar where there is a terminal and rich, a line for each text elsewhere."""
+    if not stream.isatty() or find_spec("rich") is None:
+        seen = set[str]()
+
+        def show(done: float, text: str) -> None:
+            if text not in seen:
+                print(f"{int(done) + 1}/{total}  {text}", file=stream, flush=True)
+            seen.add(text)
+
+        yield show
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn()
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def count(text: str) -> int:
@@ -32,3 +33,15 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def writable(path: Path) -> None:
+    """Check that a file can be written before the work, so that nothing is lost for want of a place."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as e:
+        raise OSError(f"cannot write {path} ({e.strerror}); choose a file in a folder that you may write to") from e
+    if new:
+        path.unlink()

@@ -383,6 +383,7 @@ OPS = [
     of_op("softmax_cross_entropy", "plain", (4, 5), _labels(4, classes=5)),
     of_op("softmax_cross_entropy", "one", (1, 2), _labels(1, classes=2)),
     of_op("softmax_cross_entropy", "uint8", (4, 5), _labels(4, classes=5, dtype="uint8")),
+    of_op("softmax_cross_entropy", "labels-out-of-range", (6, 3), _labels(6, classes=7)),
     of_op("softmax_cross_entropy", "large", Data((4, 5), "large"), _labels(4, classes=5)),
     of_op("softmax_cross_entropy", "weighted", (5, 3), _labels(5, classes=3), Data((3,), "positive")),
     of_op("softmax_cross_entropy", "smoothed", (4, 5), _labels(4, classes=5), label_smoothing=0.1),

@@ -37,9 +37,9 @@ class Side:
 
 
 def sides(backend: Backend) -> list[Side]:
-    """The standard bodies on `backend`, and its kernels where it has any."""
+    """The standard bodies on `backend`, and with its kernels (marked by a star) where it has any."""
     standard = Side(backend.name, backend, Ops({}, backend.column_bytes))
-    return [standard, *([Side(f"{backend.name} kernels", backend, backend.ops)] if backend.ops.replaced else [])]
+    return [standard, *([Side(f"{backend.name}*", backend, backend.ops)] if backend.ops.replaced else [])]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""The report as one page that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from math import log10
+from typing import Any
+
+DECADES = 3
+"""What a bar shows on each side of the bound."""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #d9dee7; --paper: #fff; --good: #2a7f62;
+  --bad: #c0392b; --bar: #7fb7a3; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #343b48; --paper: #14171c;
+  --good: #6cc5a4; --bad: #ff7b6b; --bar: #2f6f5b; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+  max-width: 62rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.same { color: var(--good); } .differs { color: var(--bad); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: left; padding: .15rem .6rem .15rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 500; } td.n, th.n { text-align: right; }
+td.long { white-space: normal; min-width: 10rem; vertical-align: top; }
+.bar { display: inline-block; position: relative; width: 8rem; height: .7rem; vertical-align: middle;
+  background: linear-gradient(var(--soft), var(--soft)) 50% 0 / 1px 100% no-repeat; }
+.bar i { position: absolute; left: 0; top: .1rem; bottom: .1rem; background: var(--bar); }
+.bar.bad i { background: var(--bad); }
+.r { display: inline-block; min-width: 3.6rem; text-align: right; padding-right: .5rem; }
+p.note { color: var(--soft); max-width: 46rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+svg { width: 100%; height: auto; }
+"""
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The page of a record of `xpnn parity`."""
+    verdict, parts = record["verdict"], [f'<h1 class="{record["verdict"]}">{escape(record["said"])}</h1>']
+    if record["faults"]:
+        parts.append("<ul>" + "".join(f'<li class="differs">{escape(f)}</li>' for f in record["faults"]) + "</ul>")
+    parts += ["<h2>What was compared</h2>", _machine(record["machine"])]
+    noticed = ", ".join(f"{k} in {v['refused']} of {v['of']} cases" for k, v in record["noticed"].items())
+    parts.append(f'<p class="note">Made to compute with coarse factors, NumPy was refused: {escape(noticed)}.</p>')
+    if record.get("rows"):
+        parts += ["<h2>Ops and layers</h2>", _legend(record["dtype"]), _rows(record["rows"], record["sides"])]
+    title = f"xpnn parity: {', '.join(record['machine'])}: {verdict}"
+    date = escape(record["date"])
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        + "\n".join(parts)
+        + f'\n<p class="note">xpnn parity, {date}</p>\n</html>\n'
+    )
+
+
+def _machine(machine: Mapping[str, Mapping[str, Any]]) -> str:
+    told = [(k, v) for facts in machine.values() for k, v in facts.items() if k != "name" and v not in (None, "")]
+    head = "".join(f"<th>{escape(name)}</th>" for name in machine)
+    body = "".join(
+        f"<tr><th>{escape(key.replace('_', ' '))}</th>"
+        + "".join(f'<td class="long">{escape(_text(facts.get(key, "")))}</td>' for facts in machine.values())
+        + "</tr>"
+        for key in dict(told)
+    )
+    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_text, value))
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+def _legend(dtype: str) -> str:
+    return (
+        '<p class="note">Each side is held against float64 on NumPy. The number is the error of the worst element in '
+        f"units of rounding of {escape(dtype)}, relative to the sum that made it; the bar is its logarithm, and its "
+        f"middle line the bound, min(4·√n, 32) for n terms ({DECADES} decades to each side). Where nothing is rounded, "
+        "results are equal (=) or not (≠). A star marks a backend's own kernels.</p>"
+    )
+
+
+def _rows(rows: Iterable[Mapping[str, Any]], sides: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(side)}</th>" for side in sides)
+    body = "".join(
+        f'<tr><td>{escape(row["case"])}</td><td class="n">{_terms(row)}</td>'
+        + "".join(f"<td>{_cell(row['sides'].get(side))}</td>" for side in sides)
+        + f'<td class="{row["verdict"]}">{row["verdict"]}</td></tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table><tr><th>case</th><th class="n">n</th>{head}<th>verdict</th></tr>{body}</table></div>'
+    )
+
+
+def _terms(row: Mapping[str, Any]) -> str:
+    return (
+        "exact" if row["class"] == "exact" else f"{max(f['terms'] for found in row['sides'].values() for f in found):,}"
+    )
+
+
+def _cell(found: Sequence[Mapping[str, Any]] | None) -> str:
+    if not found:
+        return "–"
+    fault = any(f["fault"] for f in found)
+    rated = [f for f in found if f["terms"] and f["ratio"] is not None]
+    if not rated:
+        return f'<span class="{"differs" if fault else "same"}">{"≠" if fault else "="}</span>'
+    worst = max(rated, key=lambda f: f["ratio"] / f["bound"])
+    share = max(worst["ratio"] / worst["bound"], 10.0**-DECADES)
+    width = min(100.0, 50 * (1 + log10(share) / DECADES))
+    said = "; ".join(f"{f['name']} {f['fault'] or format(f['ratio'] or 0, '.2g')}" for f in found)
+    return (
+        f'<span class="r">{worst["ratio"]:.2g}</span><span class="bar{" bad" if fault else ""}" '
+        f'title="{escape(said)}"><i style="width:{100.0 if fault and share <= 1 else width:.0f}%"></i></span>'
+    )

@@ -1,0 +1,129 @@
+"""`xpnn parity`: what it says, writes and returns, and what it says of mistakes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from xpnn_numpy import NumPyBackend
+
+from xpnn import backend as backends
+from xpnn.cli import main
+from xpnn.parity import CASES, probe
+
+
+def parity(*arguments):
+    return main(["parity", "--backends", "numpy,strict", *map(str, arguments)])
+
+
+def refused(capsys, *arguments):
+    """What is said of a mistake."""
+    assert parity(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.removeprefix("xpnn parity: ").rstrip()
+
+
+class Faulty(NumPyBackend):
+    """NumPy whose tanh forgets the square in its slope."""
+
+    name = "faulty"
+
+    def _tanh(ops, x):
+        y = np.tanh(x)
+        return y, lambda dy, *, input_gradient=True: (dy * (1 - y) if input_gradient else None,)
+
+    kernels = {"tanh": _tanh}  # noqa: RUF012
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    find = backends.find
+    monkeypatch.setattr(backends, "find", lambda name: Faulty if name == "faulty" else find(name))
+
+
+def test_the_same(capsys, tmp_path):
+    file = tmp_path / "new" / "parity.json"
+    assert parity("--cases", "conv", "--json", file) == 0
+    out, err = capsys.readouterr()
+    first, numpy, strict, noticed, _, head, *rows, _, verdict = out.splitlines()
+    assert first == "Each side in float32 against float64 on NumPy."
+    assert numpy.startswith(f"  numpy: device cpu; numpy {np.__version__}, ")
+    assert strict.startswith("  strict: device ")
+    assert re.fullmatch(
+        r"Of products with coarse factors TF32: (\d+) of \1, float16: (\d+) of \2, .* refused\.", noticed
+    )
+    assert head.split() == ["case", "class", "n", "numpy", "numpy*", "strict", "verdict"]
+    assert [row.split()[0] for row in rows] == [case.name for case in CASES if case.subject == "conv"]
+    assert {row.split()[-1] for row in rows} == {"same"}
+    assert re.fullmatch(r"The same: \d+ cases, \d+ arrays \(numpy, numpy\*, strict\)", verdict)
+    assert err == f"1/{len(rows)}  conv\n"
+    record = json.loads(file.read_text())
+    assert record["verdict"] == "same"
+    assert list(record["machine"]) == ["numpy", "strict"]
+    assert [row["case"] for row in record["rows"]] == [row.split()[0] for row in rows]
+    found = record["rows"][0]["sides"]["strict"]
+    assert [f["name"] for f in found] == ["y", "dx", "dweight", "dbias"]
+    assert all(0 <= f["ratio"] <= f["bound"] for f in found)
+
+
+def test_what_rounds_nothing_is_equal(capsys):
+    assert parity("--cases", "relu", "--dtype", "float64") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("relu-")]
+    assert rows
+    assert all(row[1:] == ["exact", "=", "=", "=", "same"] for row in rows)
+
+
+def test_they_differ(faulty, capsys, tmp_path):
+    file = tmp_path / "parity.html"
+    assert parity("--backends", "numpy,faulty", "--cases", "[tT]anh", "--html", file) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^tanh-plain: faulty\*: dx r = [\d.e+]+; at most 5\.66 for 2 terms$", out, re.M)
+    assert re.search(r"^Tanh-plain: faulty\*: dx ", out, re.M)
+    assert "numpy:" not in out.partition("Tanh-plain  ")[2]
+    assert out.splitlines()[-1].startswith("DIFFERENT: 3 of 3 cases part")
+    page = file.read_text()
+    assert page.count('class="differs"') > 4
+    assert "tanh-plain: faulty*: dx r = " in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=", page)
+
+
+def test_coarse_products_are_not_certified(monkeypatch, capsys):
+    monkeypatch.setattr(NumPyBackend, "kernels", {"matmul": probe.product(probe.FORMATS["TF32"])})
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    assert parity("--cases", "relu") == 1
+    out = capsys.readouterr().out
+    assert "numpy*: matmul of size 16 gives 1.0 for 1.000244140625: its products are coarse" in out
+    assert out.splitlines()[-1].startswith("NOT CERTIFIED: ")
+
+
+def test_a_comparison_that_notices_nothing_certifies_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(probe, "FORMATS", {"TF32": lambda a: a})
+    assert parity("--cases", "dense") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "NOT CERTIFIED: TF32 products pass unnoticed: nothing is certified"
+    )
+
+
+def test_mistakes(capsys, monkeypatch, tmp_path):
+    assert refused(capsys, "--backends", "numpy,numpi").startswith("there is no backend 'numpi'")
+    assert refused(capsys, "--backends", "numpy,strict,numpy") == (
+        "--backends numpy,strict,numpy: numpy is there twice; a backend is always the same as itself"
+    )
+    assert refused(capsys, "--backends", "numpy,") == (
+        "--backends 'numpy,': expected names with commas between them, as in numpy,cupy"
+    )
+    assert refused(capsys, "--cases", "convolve").startswith(
+        "no case fits 'convolve'; give an op, a layer, or a pattern"
+    )
+    assert "no_float64" in refused(capsys, "--device", "no_float64", "--dtype", "float64")
+    monkeypatch.setattr(NumPyBackend, "why_coarse", lambda self: "FAST=1 lets it round")
+    assert refused(capsys) == "FAST=1 lets it round; nothing is certified while that is on"
+    (tmp_path / "file").touch()
+    assert refused(capsys, "--json", tmp_path / "file" / "x.json").startswith("cannot write ")
+
+
+@pytest.mark.skipif(backends.find("cupy").why_unavailable() is None, reason="CuPy can be used here")
+def test_a_backend_that_cannot_be_used(capsys):
+    assert refused(capsys, "--backends", "numpy,cupy").startswith("the backend 'cupy' cannot be used here: ")
