@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +158,11 @@ class Executor:
         return self.backend.asarray(np.concatenate(rows) if rows else np.zeros(0, self.dtype), copy=True)
 
     def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
-        xp, tree, start = xp or self.backend.xp, {}, 0
-        for path, shape in self.shapes.items():
-            size = prod(shape)
-            tree[path] = xp.reshape(flat[start : start + size], shape)
-            start += size
-        return tree
+        xp = xp or self.backend.xp
+        return {path: xp.reshape(flat[part], shape) for path, part, shape in self._parts}
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, slice, tuple[int, ...]]]:
+        """Where in a flat array each tensor is."""
+        ends = list(accumulate(map(prod, self.shapes.values()), initial=0))
+        return [(path, slice(*ends[i : i + 2]), shape) for i, (path, shape) in enumerate(self.shapes.items())]
