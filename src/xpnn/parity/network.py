@@ -229,13 +229,9 @@ def compare_network(
     ]
 
     reference = step.on_numpy(tree, "float64")
-    alone = [
-        *_alone(leaves, tree, reference, dtype),
-        step.loss_alone(tree, reference),
-        step.update_alone(tree, reference),
-    ]
-    wanted = {path: given(case, arrays, dy) for path, case, arrays, dy in alone[:-2]}
-    wanted |= {path: judge(case, arrays, dy) for judge, (path, case, arrays, dy) in zip(_LAST, alone[-2:], strict=True)}
+    alone = [*_alone(leaves, tree, reference, dtype), step.loss_alone(tree, reference)]
+    alone.append(step.update_alone(tree, reference))
+    wanted = {path: _JUDGES.get(path, given)(case, arrays, dy) for path, case, arrays, dy in alone}
     own = [{path: _run_alone(b, dtype, case, arrays, dy) for path, case, arrays, dy in alone} for b in pair]
 
     def runs(keep: Mapping[str, Host]) -> list[Traces]:
