@@ -348,9 +348,9 @@ class _Step:
         dscores = loss_backward(tree["scale"])[0]
         _, gradients = backward(dscores)
         trace[LOSS] = {"x": scores, "y": value, "dx": dscores}
-        if weights:
+        if paths := list(self.begin.weights):  # `weights` itself may come back from a compiler in another order
             xp = namespace("update", scores=scores)
-            flat, gradient = (xp.concat([xp.reshape(a[path], (-1,)) for path in weights]) for a in (weights, gradients))
+            flat, gradient = (xp.concat([xp.reshape(a[path], (-1,)) for path in paths]) for a in (weights, gradients))
             trace[UPDATE] = {"x": flat, "gradient": gradient}
             for path, new in self.update(ops, flat, gradient, tree["scalars"]).items():
                 leaf, _, name = path.rpartition(".")
@@ -404,7 +404,7 @@ class _Step:
         arrays = there | {"scalars": tree["scalars"]}
 
         def call(ops: Ops, arrays: dict[str, Any]) -> tuple[dict[str, Array], Callable[..., cases.Gradients]]:
-            new = self.update(ops, *arrays.values()) if self.begin.weights else {}
+            new = self.update(ops, arrays["x"], arrays["gradient"], arrays["scalars"]) if self.begin.weights else {}
             return new, lambda dy: (None,) * len(arrays)
 
         return UPDATE, _case(UPDATE, arrays, call, ()), arrays, tree["scale"]
