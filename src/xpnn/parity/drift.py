@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from statistics import median
 from textwrap import wrap
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from xpnn.backend import Backend
 from xpnn.data.batches import whole
+from xpnn.errors import NonFiniteError
 from xpnn.layers.base import Layer
 from xpnn.losses import Loss
 from xpnn.optim import SGD, Optimizer
@@ -142,11 +144,13 @@ def drift(
         optimizer: default `SGD(lr=0.05, momentum=0.9)`.
 
     Raises:
-        As `compare_network`; ValueError: steps, batch_size or runs below 1, or a model without weights.
+        ValueError: steps, batch_size or runs below 1, a model without weights, or twice the same backend.
+        NonFiniteError: training on the first backend leaves the finite numbers.
+        BackendError, ShapeError: as in `compare_network`.
     """
     steps, runs, batch_size = whole("steps", steps, 1), whole("runs", runs, 1), whole("batch_size", batch_size, 1)
     pair = two(backends)
-    begin = start(model, pair[0], images, labels, weights=weights, loss=loss, seed=seed, dtype=dtype)
+    begin = start(model, pair, images, labels, weights=weights, loss=loss, seed=seed, dtype=dtype)
     if not begin.weights:
         raise ValueError(f"{model!r} has no weights: there is nothing to train")
     optimizer = optimizer or SGD(lr=0.05, momentum=0.9)
@@ -157,11 +161,16 @@ def drift(
     done: list[Step] = []
     least = unit(dtype)
     loss_drift = weights_drift = least
-    for number_, chosen in enumerate(_batches(len(begin.images), batch_size, steps, seed)):
-        draws = masks(model, begin.in_shape, seed, number_ * batch_size, len(chosen))
+    for count, chosen in enumerate(_batches(len(begin.images), batch_size, steps, seed)):
+        draws = masks(model, begin.in_shape, seed, count * batch_size, len(chosen))
         for run in (first, second, *moved):
-            run.step(chosen, draws, number_ + 1)
-        loss_drift = max([loss_drift, *(first.loss_apart(run) for run in moved)])
+            run.step(chosen, draws, count + 1)
+        if not isfinite(first.loss):
+            raise NonFiniteError(
+                f"training left the finite numbers at step {count + 1} on {pair[0].name} itself: there is nothing to "
+                "compare; take a smaller learning rate or fewer steps"
+            )
+        loss_drift = max(filter(isfinite, [loss_drift, *(first.loss_apart(run) for run in moved)]))
         weights_drift = max([weights_drift, *(first.weights_apart(run) for run in moved)])
         apart = first.loss_apart(second), first.weights_apart(second)
         done.append(Step((first.loss, second.loss), *apart, loss_drift, weights_drift))
@@ -192,7 +201,7 @@ class _Run:
         self.state = self.executor.load({"weights": weights, "stats": begin.stats, "moments": {}})
         self.loss, self.weights = 0.0, np.zeros(0)
 
-    def step(self, chosen: Host, draws: dict[str, Host], number_: int) -> None:
+    def step(self, chosen: Host, draws: dict[str, Host], count: int) -> None:
         """One step on the chosen samples."""
         asarray, dtype, targets = self.backend.asarray, self.begin.dtype, self.begin.targets[chosen]
         divisor = self.begin.loss.divisor(targets)
@@ -202,10 +211,10 @@ class _Run:
                 asarray(self.images[chosen], dtype),
                 asarray(targets, None if self.begin.loss.classifies else dtype),
                 {path: asarray(mask) for path, mask in draws.items()},
-                self.executor.scalars(divisor, self.optimizer.lr, number_),
+                self.executor.scalars(divisor, self.optimizer.lr, count),
             )
         sums = self.backend.to_numpy(metrics).astype(np.float64)
-        self.loss = float(sums[0]) / (divisor or 1.0) if sums[2] else np.inf  # a step that is not finite does nothing
+        self.loss = float(sums[0]) / (divisor or 1.0) if sums[2] else inf  # a step that is not finite does nothing
         tree = self.executor.save(self.state)["weights"]
         self.weights = np.concatenate([np.asarray(w, np.float64).reshape(-1) for w in tree.values()])
 
@@ -217,6 +226,6 @@ class _Run:
 
 
 def _relative(apart: float, size: float) -> float:
-    if not np.isfinite(apart):
-        return np.inf
+    if not isfinite(apart):
+        return inf
     return apart / size if size else float(apart > 0)

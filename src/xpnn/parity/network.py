@@ -215,7 +215,7 @@ def compare_network(
         ShapeError: data that do not fit the model, the loss or each other.
     """
     pair = two(backends)
-    begin = start(model, pair[0], images, labels, weights=weights, loss=loss, seed=seed, dtype=dtype)
+    begin = start(model, pair, images, labels, weights=weights, loss=loss, seed=seed, dtype=dtype)
     leaves: dict[str, Layer] = {}
     _mapped(model, lambda path, layer: leaves.setdefault(path, layer))
     _check_cases(leaves)
@@ -604,7 +604,8 @@ def _cell(found: Sequence[tuple[float, bool]]) -> str:
     if not found:
         return ""
     worst = max(r for r, _ in found)
-    return f"{worst:.2g}{'*' * any(past for _, past in found)}"
+    digits = ".2g" if worst < 100 else ".0f" if worst < 10_000 else ".0e"
+    return f"{worst:{digits}}{'*' * any(past for _, past in found)}"
 
 
 def _cut(text: str, width: int) -> str:

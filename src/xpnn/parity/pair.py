@@ -14,6 +14,7 @@ from xpnn import backend as backends
 from xpnn import losses
 from xpnn.backend import Backend
 from xpnn.data.batches import Door
+from xpnn.errors import NonFiniteError
 from xpnn.layers.base import Layer
 from xpnn.losses import Loss
 from xpnn.parity.cases import Host
@@ -69,7 +70,7 @@ class Start:
 
 def start(
     model: Layer,
-    backend: Backend,
+    pair: tuple[Backend, Backend],
     images: Any,
     labels: Any,
     *,
@@ -82,7 +83,7 @@ def start(
 
     Raises:
         ShapeError: data that do not fit the model, the loss or each other; labels out of range.
-        NonFiniteError: images that are not finite.
+        NonFiniteError: images or weights that are not finite.
         FileFormatError: a file of weights that does not fit the model.
     """
     if not isinstance(model, Layer):
@@ -91,7 +92,9 @@ def start(
         raise ValueError(f"dtype={dtype!r}; expected 'float32' or 'float64'")
     loss = losses.get(loss)
     loss.check_model(model)
-    door = Door(backend, dtype, loss)
+    for backend in pair:
+        backend.asarray([], dtype)  # raises, with the backend's own remedy, where the device lacks it
+    door = Door(pair[0], dtype, loss)
     x = door.images(images)
     in_shape = tuple(x.shape[1:])
     targets = door.targets(labels, x, model.shape(in_shape))
@@ -104,9 +107,11 @@ def start(
     for kind, wanted, came in (("weights", drawn, w), ("statistics", still, s)):
         if {k: np.shape(v) for k, v in wanted.items()} != {k: np.shape(v) for k, v in came.items()}:
             raise ValueError(f"these {kind} are not those of the model for samples of shape {in_shape}")
+        if bad := [k for k, v in came.items() if not np.isfinite(v).all()]:
+            raise NonFiniteError(f"{bad[0]} holds NaN or infinity: there is nothing to compare; take another state")
     host = targets if loss.classifies else targets.astype(np.float64)
     w, s = ({k: rounded(v, dtype) for k, v in tree.items()} for tree in (w, s))
-    return Start(model, loss, dtype, rounded(backend.to_numpy(x), dtype), host, w, s)
+    return Start(model, loss, dtype, rounded(pair[0].to_numpy(x), dtype), host, w, s)
 
 
 def masks(model: Layer, in_shape: tuple[int, ...], seed: int, first: int, samples: int) -> dict[str, Host]:
