@@ -2,13 +2,17 @@
 
 import json
 import re
+from html import escape
 
 import numpy as np
 import pytest
 from xpnn_numpy import NumPyBackend
 
+import xpnn
 from xpnn import backend as backends
+from xpnn import models
 from xpnn.cli import main
+from xpnn.ops import Ops
 from xpnn.parity import CASES, probe
 
 
@@ -51,12 +55,12 @@ def test_the_same(capsys, tmp_path):
     assert numpy.startswith(f"  numpy: device cpu; numpy {np.__version__}, ")
     assert strict.startswith("  strict: device ")
     assert re.fullmatch(
-        r"Of products with coarse factors TF32: (\d+) of \1, float16: (\d+) of \2, .* refused\.", noticed
+        r"Refused, with coarse factors: TF32 in (\d+) of \1, float16 in (\d+) of \2, .* cases\.", noticed
     )
     assert head.split() == ["case", "class", "n", "numpy", "numpy*", "strict", "verdict"]
     assert [row.split()[0] for row in rows] == [case.name for case in CASES if case.subject == "conv"]
     assert {row.split()[-1] for row in rows} == {"same"}
-    assert re.fullmatch(r"The same: \d+ cases, \d+ arrays \(numpy, numpy\*, strict\)", verdict)
+    assert re.fullmatch(r"The same: \d+ cases, \d+ arrays \(numpy, strict\)", verdict)
     assert err == f"1/{len(rows)}  conv\n"
     record = json.loads(file.read_text())
     assert record["verdict"] == "same"
@@ -81,7 +85,10 @@ def test_they_differ(faulty, capsys, tmp_path):
     assert re.search(r"^tanh-plain: faulty\*: dx r = [\d.e+]+; at most 5\.66 for 2 terms$", out, re.M)
     assert re.search(r"^Tanh-plain: faulty\*: dx ", out, re.M)
     assert "numpy:" not in out.partition("Tanh-plain  ")[2]
-    assert out.splitlines()[-1].startswith("DIFFERENT: 3 of 3 cases part")
+    assert re.fullmatch(
+        r"NOT the same: 3 cases, 24 arrays \(numpy, faulty\): tanh-plain: faulty\*: dx r = .*, and 2 more",
+        out.splitlines()[-1],
+    )
     page = file.read_text()
     assert page.count('class="differs"') > 4
     assert "tanh-plain: faulty*: dx r = " in page
@@ -95,15 +102,13 @@ def test_coarse_products_are_not_certified(monkeypatch, capsys):
     assert parity("--cases", "relu") == 1
     out = capsys.readouterr().out
     assert "numpy*: matmul of size 16 gives 1.0 for 1.000244140625: its products are coarse" in out
-    assert out.splitlines()[-1].startswith("NOT CERTIFIED: ")
+    assert out.splitlines()[-1].startswith("NOT the same: 3 cases, ")
 
 
 def test_a_comparison_that_notices_nothing_certifies_nothing(monkeypatch, capsys):
     monkeypatch.setattr(probe, "FORMATS", {"TF32": lambda a: a})
     assert parity("--cases", "dense") == 1
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "NOT CERTIFIED: TF32 products pass unnoticed: nothing is certified"
-    )
+    assert capsys.readouterr().out.splitlines()[-1].endswith(": TF32 products pass unnoticed: nothing is certified")
 
 
 def test_mistakes(capsys, monkeypatch, tmp_path):
@@ -122,6 +127,78 @@ def test_mistakes(capsys, monkeypatch, tmp_path):
     assert refused(capsys) == "FAST=1 lets it round; nothing is certified while that is on"
     (tmp_path / "file").touch()
     assert refused(capsys, "--json", tmp_path / "file" / "x.json").startswith("cannot write ")
+
+
+# Of a network
+
+
+def test_network(capsys, tmp_path):
+    json_file, page = tmp_path / "parity.json", tmp_path / "parity.html"
+    options = ["--steps", 2, "--train", "--seeds", 4, "--epochs", 1, "--batch-size", 16]
+    assert parity("article", *options, "--json", json_file, "--html", page) == 0
+    out, err = capsys.readouterr()
+    titles = [
+        f"article on digits, {part}" for part in ("layer by layer", "2 steps side by side", "accuracy over 4 seeds")
+    ]
+    assert [line for line in out.splitlines() if line in titles] == titles
+    assert out.splitlines()[-1] == f"The same: {'; '.join(titles)} (numpy, strict)"
+    assert err.splitlines() == [f"{i}/3  {title}" for i, title in enumerate(titles, 1)]
+    record = json.loads(json_file.read_text())
+    assert record["rows"] == []
+    assert [record[kind]["title"] for kind in ("layers", "drift", "training")] == titles
+    assert all(record[kind]["passed"] for kind in ("layers", "drift", "training"))
+    text = page.read_text()
+    assert text.count("<h2>") == 4
+    assert text.count("<polyline") == 2
+    assert "new weight" in text
+
+
+def test_network_and_cases(capsys):
+    assert parity("article", "--cases", "relu") == 0
+    out = capsys.readouterr().out
+    assert "relu-plain  " in out
+    assert re.search(
+        r"^The same: \d+ cases, \d+ arrays; article on digits, layer by layer \(numpy, strict\)$", out, re.M
+    )
+
+
+def test_a_network_that_differs(faulty, monkeypatch, capsys, tmp_path):
+    def dense(ops, x, weight, bias=None):
+        return Ops().dense(x, weight, 2 * bias)
+
+    monkeypatch.setattr(Faulty, "kernels", {"dense": dense})
+    file, page = tmp_path / "state.safetensors", tmp_path / "parity.html"
+    xpnn.Trainer(models.get("tiny-cnn"), backend="numpy", seed=1).build((8, 8, 1)).save(file)
+    assert parity(file, "--backends", "numpy,faulty", "--html", page) == 1
+    out = capsys.readouterr().out
+    said = f"{file} on digits, layer by layer: y of layer 9 (Dense) on faulty is wrong by itself: r = "
+    assert said in out
+    assert out.splitlines()[-1].startswith(f"NOT the same: {file} on digits, layer by layer (numpy, faulty): {said}")
+    assert escape(said) in page.read_text()
+
+
+def test_a_run_is_compared(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--limit", "100", "--epochs", "1", "--backend", "numpy", "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert parity(run, "--batch-size", 8) == 0
+    assert parity(run / "state.safetensors", "--batch-size", 8) == 0
+    assert f"{run} on digits, layer by layer" in capsys.readouterr().out
+
+
+def test_mistakes_with_networks(capsys, tmp_path):
+    assert refused(capsys, "tiny-cn").startswith("no model 'tiny-cn'")
+    assert refused(capsys, tmp_path) == (
+        f"{tmp_path}: a folder without state.safetensors; give that of a run: xpnn train --out {tmp_path}"
+    )
+    assert "no such file" in refused(capsys, tmp_path / "x.safetensors").lower()
+    assert refused(capsys, "tiny-cnn", "--backends", "numpy") == (
+        "--backends numpy: a network is compared on two backends, not 1"
+    )
+    assert refused(capsys, "tiny-cnn", "--train", "--seeds", 3) == (
+        "--seeds 3: fewer than 4 cannot show any difference; leave it out for 5"
+    )
+    assert refused(capsys, "tiny-cnn", "--data", "minst").startswith("There is no data set 'minst'")
 
 
 @pytest.mark.skipif(backends.find("cupy").why_unavailable() is None, reason="CuPy can be used here")

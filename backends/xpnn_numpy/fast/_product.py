@@ -7,7 +7,8 @@ places of the outputs as rows and those of the taps as columns, or the other way
 
 is its forward pass (rows: outputs, `b`: weights), the gradient of its input (the same over `dy`) and that of its
 weights (rows: taps, `b`: `dy`), and nothing is gathered or copied. A tile of some rows and one or two vectors of `y`
-stays in registers while `k` runs, as in any fast product (Goto and van de Geijn, 2008, doi:10.1145/1356052.1356053).
+stays in registers while `k` runs over some terms, as in any fast product (Goto and van de Geijn, 2008,
+doi:10.1145/1356052.1356053).
 
 Vectors and registers are the machine's; the code is written in LLVM's own terms, for what a compiler makes of loops
 over them is not to be relied on.
@@ -15,6 +16,7 @@ over them is not to be relied on.
 
 from __future__ import annotations
 
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -34,6 +36,8 @@ WIDE = 8 if FEATURES.get("avx512f") or FEATURES.get("neon") else 6
 NARROW = 10
 """Rows of a tile of one vector: their addresses fit the other registers."""
 MOST = max(WIDE, NARROW)
+TERMS = 128
+"""Added one after the other, as in `ops.total`."""
 FAR = 256
 """Bytes between rows of `b` from which on they are copied together: further ones push each other out of a cache."""
 
@@ -72,8 +76,16 @@ def _tile(rows: int, vectors: int) -> Any:
         outs = [builder.gep(y, [builder.mul(int64(i), y_step)]) for i in range(rows)]
         starts = [builder.gep(a, [builder.load(builder.gep(places, [int64(i)]))]) for i in range(rows)]
         sums = [[builder.select(more, load(out, v), zero) for v in range(vectors)] for out in outs]
-        end = builder.gep(cols, [count])
-        before, body, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        end, none = builder.gep(cols, [count]), [[zero] * vectors for _ in range(rows)]
+        before = builder.block
+        block, body, joined, after = (builder.append_basic_block() for _ in range(4))
+        builder.branch(block)
+
+        builder.position_at_end(block)  # some terms, whose sum starts anew
+        first_col, first_row = builder.phi(cols.type), builder.phi(b.type)
+        totals = [[builder.phi(vector) for _ in line] for line in sums]
+        ahead = builder.gep(first_col, [int64(TERMS)])
+        stop = builder.select(builder.icmp_unsigned("<", ahead, end), ahead, end)
         builder.branch(body)
 
         builder.position_at_end(body)
@@ -85,15 +97,22 @@ def _tile(rows: int, vectors: int) -> Any:
             value = everywhere(builder.load(builder.gep(start, [col])))
             following.append([builder.call(fused, [value, f, s]) for f, s in zip(factors, line, strict=True)])
         at_next, row_next = builder.gep(at, [int64(1)]), builder.gep(row, [step])
-        builder.cbranch(builder.icmp_unsigned("<", at_next, end), body, after)
+        builder.cbranch(builder.icmp_unsigned("<", at_next, stop), body, joined)
 
-        rounds = [[at, row], *running], [[cols, b], *sums], [[at_next, row_next], *following]
-        for phis, first, later in zip(*rounds, strict=True):
-            for phi, one, two in zip(phis, first, later, strict=True):
-                phi.add_incoming(one, before)
-                phi.add_incoming(two, body)
+        builder.position_at_end(joined)
+        added = [
+            [builder.fadd(t, s) for t, s in zip(*lines, strict=True)] for lines in zip(totals, following, strict=True)
+        ]
+        builder.cbranch(builder.icmp_unsigned("<", at_next, end), block, after)
+
+        outer = [[first_col, first_row], *totals], [[cols, b], *sums], before, [[at_next, row_next], *added], joined
+        inner = [[at, row], *running], [[first_col, first_row], *none], block, [[at_next, row_next], *following], body
+        for phis, firsts, came, laters, again in (outer, inner):
+            for phi, first, later in zip(*(chain(*values) for values in (phis, firsts, laters)), strict=True):
+                phi.add_incoming(first, came)
+                phi.add_incoming(later, again)
         builder.position_at_end(after)
-        for out, line in zip(outs, following, strict=True):
+        for out, line in zip(outs, added, strict=True):
             for v, value in enumerate(line):
                 builder.store(value, pointer(out, v), align=bits // 8)
         return context.get_dummy_value()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from math import log10
+from math import ceil, floor, log10
 from typing import Any
 
 DECADES = 3
@@ -16,7 +16,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #343b48; --paper: #14171c;
   --good: #6cc5a4; --bad: #ff7b6b; --bar: #2f6f5b; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 62rem; padding: 0 1rem; }
+  max-width: 66rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .same { color: var(--good); } .differs { color: var(--bad); }
 .wide { overflow-x: auto; }
@@ -24,14 +24,14 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .15rem .6rem .15rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; } td.n, th.n { text-align: right; }
 td.long { white-space: normal; min-width: 10rem; vertical-align: top; }
-.bar { display: inline-block; position: relative; width: 8rem; height: .7rem; vertical-align: middle;
+.bar { display: inline-block; position: relative; width: 5rem; height: .7rem; vertical-align: middle;
   background: linear-gradient(var(--soft), var(--soft)) 50% 0 / 1px 100% no-repeat; }
 .bar i { position: absolute; left: 0; top: .1rem; bottom: .1rem; background: var(--bar); }
 .bar.bad i { background: var(--bad); }
 .r { display: inline-block; min-width: 3.6rem; text-align: right; padding-right: .5rem; }
 p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
-svg { width: 100%; height: auto; }
+svg { width: 100%; max-width: 46rem; height: auto; }
 """
 
 
@@ -43,7 +43,10 @@ def page(record: Mapping[str, Any]) -> str:
     parts += ["<h2>What was compared</h2>", _machine(record["machine"])]
     noticed = ", ".join(f"{k} in {v['refused']} of {v['of']} cases" for k, v in record["noticed"].items())
     parts.append(f'<p class="note">Made to compute with coarse factors, NumPy was refused: {escape(noticed)}.</p>')
-    if record.get("rows"):
+    for kind, section in (("layers", _layers), ("drift", _drift), ("training", _training)):
+        if kind in record:
+            parts += [f"<h2>{escape(record[kind]['title'])}</h2>", section(record[kind])]
+    if record["rows"]:
         parts += ["<h2>Ops and layers</h2>", _legend(record["dtype"]), _rows(record["rows"], record["sides"])]
     title = f"xpnn parity: {', '.join(record['machine'])}: {verdict}"
     date = escape(record["date"])
@@ -110,12 +113,107 @@ def _cell(found: Sequence[Mapping[str, Any]] | None) -> str:
     fault = any(f["fault"] for f in found)
     rated = [f for f in found if f["terms"] and f["ratio"] is not None]
     if not rated:
-        return f'<span class="{"differs" if fault else "same"}">{"≠" if fault else "="}</span>'
+        return _equal(not fault)
     worst = max(rated, key=lambda f: f["ratio"] / f["bound"])
-    share = max(worst["ratio"] / worst["bound"], 10.0**-DECADES)
-    width = min(100.0, 50 * (1 + log10(share) / DECADES))
     said = "; ".join(f"{f['name']} {f['fault'] or format(f['ratio'] or 0, '.2g')}" for f in found)
+    return _bar(worst["ratio"], worst["bound"], fault, said)
+
+
+def _equal(same: bool) -> str:
+    return f'<span class="{"same" if same else "differs"}">{"=" if same else "≠"}</span>'
+
+
+def _bar(ratio: float | None, bound: float, fault: bool, said: str) -> str:
+    """A number and the logarithm of its share of the bound; None is infinite."""
+    share = max(10.0**DECADES if ratio is None else ratio / bound, 10.0**-DECADES)
+    width = 100.0 if fault and share <= 1 else min(100.0, 50 * (1 + log10(share) / DECADES))
+    text = "∞" if ratio is None else f"{ratio:.2g}"
     return (
-        f'<span class="r">{worst["ratio"]:.2g}</span><span class="bar{" bad" if fault else ""}" '
-        f'title="{escape(said)}"><i style="width:{100.0 if fault and share <= 1 else width:.0f}%"></i></span>'
+        f'<span class="r">{text}</span><span class="bar{" bad" if fault else ""}" title="{escape(said)}">'
+        f'<i style="width:{width:.0f}%"></i></span>'
     )
+
+
+def _layers(found: Mapping[str, Any]) -> str:
+    """A row for each array of each layer, in the order of computation."""
+    head = "".join(f"<th>{escape(side)}: alone</th><th>in the network</th>" for side in found["sides"])
+    rows = []
+    for q in found["quantities"]:
+        cells = []
+        for r in q["readings"]:
+            own = r["fault"] == "own"
+            alone = _bar(r["own"], q["bound"], own, r["reason"] or "") if q["bound"] else _equal(not own)
+            cells.append(f"<td>{alone}</td><td>{_bar(r['whole'], found['factor'], r['fault'] == 'inherited', '')}</td>")
+        shape = "×".join(map(str, q["shape"])) or "1"
+        rows.append(
+            f"<tr><td>{escape(q['path'])} {escape(q['layer'])}</td><td>{escape(q['name'])}</td><td>{shape}</td>"
+            + "".join(cells)
+            + "</tr>"
+        )
+    note = (
+        "Alone: a layer fed with what float64 feeds it, as a case is. In the network: fed with the errors of those "
+        f"before it, in units of how far the last bit of the inputs moves the result; at most {found['factor']:g}."
+    )
+    return (
+        f'<p class="{_class(found)}">{escape(found["verdict"])}</p><p class="note">{note}</p><div class="wide"><table>'
+        f"<tr><th>layer</th><th>array</th><th>shape</th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _drift(found: Mapping[str, Any]) -> str:
+    """Two curves over the steps: how far the weights are apart, and how far the last bit drives them."""
+    curves = {
+        f"{' and '.join(found['sides'])}": [s["weights"] for s in found["steps"]],
+        f"{found['sides'][0]} and itself, inputs moved by the last bit": [s["weights_drift"] for s in found["steps"]],
+    }
+    return (
+        f'<p class="{_class(found)}">{escape(found["verdict"])}</p>'
+        '<p class="note">How far the weights are apart, relative to their norm.</p>' + _plot(curves)
+    )
+
+
+def _plot(curves: Mapping[str, Sequence[float | None]]) -> str:
+    """Positive numbers over steps on a logarithmic axis."""
+    there = [v for values in curves.values() for v in values if v]
+    low, high = (floor(log10(min(there))), ceil(log10(max(there)))) if there else (-8, -7)
+    high, count = max(high, low + 1), max(len(values) for values in curves.values())
+
+    def x(i: int) -> float:
+        return 70 + 620 * i / max(count - 1, 1)
+
+    def y(v: float) -> float:
+        return 20 + 200 * (high - log10(v)) / (high - low)
+
+    parts = []
+    for power in range(low, high + 1):
+        at = y(10.0**power)
+        parts.append(
+            f'<line x1="70" x2="690" y1="{at:.1f}" y2="{at:.1f}" stroke="var(--line)"/>'
+            f'<text x="62" y="{at + 4:.1f}" text-anchor="end">1e{power}</text>'
+        )
+    for i in sorted({0, count // 2, count - 1}):
+        parts.append(f'<text x="{x(i):.1f}" y="240" text-anchor="middle">step {i + 1}</text>')
+    for (name, values), (colour, dash), line in zip(
+        curves.items(), [("var(--bad)", ""), ("var(--good)", "6 4")], (262, 282), strict=True
+    ):
+        points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values) if v)
+        stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" fill="none"'
+        parts.append(f'<polyline points="{points}" {stroke}/><line x1="70" x2="100" y1="{line}" y2="{line}" {stroke}/>')
+        parts.append(f'<text x="108" y="{line + 4}">{escape(name)}</text>')
+    return f'<svg viewBox="0 0 720 294" role="img" font-size="12" fill="currentColor">{"".join(parts)}</svg>'
+
+
+def _training(found: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(side)}</th>{''.join(f'<td class=n>{a:.2%}</td>' for a in accuracies)}</tr>"
+        for side, accuracies in zip(found["sides"], found["accuracies"], strict=True)
+    )
+    head = "".join(f'<th class="n">seed {i}</th>' for i in range(len(found["accuracies"][0])))
+    return (
+        f'<p class="{_class(found)}">{escape(found["verdict"])}</p>'
+        f'<div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div>'
+    )
+
+
+def _class(found: Mapping[str, Any]) -> str:
+    return "same" if found["passed"] else "differs"

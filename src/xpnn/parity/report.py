@@ -110,13 +110,12 @@ def _cell(f: Finding | None) -> str:
     return f"{f.ratio:.2g}" if f.ratio < 1e4 else f"{f.ratio:.0e}"
 
 
-def verdict(rows: Sequence[Row], sides: Sequence[str], faults: Sequence[str]) -> str:
-    """One line."""
+def verdict(rows: Sequence[Row], titles: Sequence[str], backends: Sequence[str], faults: Sequence[str]) -> str:
+    """One line of cases and networks."""
     arrays = sum(len(found) for row in rows for found in row.findings.values())
-    who = ", ".join(sides)
-    wrong = sum(bool(row.faults) for row in rows)
-    if wrong:
-        return f"DIFFERENT: {wrong} of {len(rows)} cases part ({who})"
-    if faults:
-        return f"NOT CERTIFIED: {faults[0]}"
-    return f"The same: {len(rows)} cases, {arrays:,} arrays ({who})"
+    what = [*([f"{len(rows)} cases, {arrays:,} arrays"] if rows else []), *titles]
+    said = f"{'; '.join(what)} ({', '.join(backends)})"
+    if not faults:
+        return f"The same: {said}"
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"NOT the same: {said}: {faults[0]}{more}"
