@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 VALUES = "tests/ops/test_values.py"
 CASES = "tests/test_cases.py"
 EXECUTOR = "tests/backends/test_numpy_executor.py"
+NETWORK = "tests/parity/test_network.py"
 
 MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the code, what it becomes
     "conv kernel flipped": (
@@ -168,6 +169,36 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "backends/xpnn_numpy/executor.py",
         "for k in range(pieces + 1))",
         "for k in range(max(pieces, 2)))",
+    ),
+    "a layer's own fault taken for an inherited one": (
+        NETWORK,
+        "src/xpnn/parity/network.py",
+        '"own" if own > most else',
+        '"own" if own > 1e9 else',
+    ),
+    "choices that rounding turned are left in": (
+        NETWORK,
+        "src/xpnn/parity/network.py",
+        "keep[path] = ~out",
+        "keep[path] = out | ~out",
+    ),
+    "the yardstick of a norm forgets what the mean does": (
+        NETWORK,
+        "src/xpnn/parity/closed.py",
+        "of_normal = inverse * (size + mean(size)) + n * (1 + steep)",
+        "of_normal = n",
+    ),
+    "the drift of trainings judged by the median alone": (
+        "tests/parity/test_drift.py",
+        "src/xpnn/parity/drift.py",
+        "self.median <= FACTOR and self.last <= FACTOR",
+        "self.median <= FACTOR",
+    ),
+    "splits that tie with what was seen do not count": (
+        "tests/parity/test_training.py",
+        "src/xpnn/parity/training.py",
+        "apart >= seen - slack",
+        "apart > seen + slack",
     ),
 }
 

@@ -32,6 +32,7 @@ from xpnn.layers import (
     MaxPool2D,
     Parallel,
     ReLU,
+    Reshape,
     Residual,
     Sequential,
     Sigmoid,
@@ -108,6 +109,8 @@ def usable(*names):
 @pytest.mark.parametrize("pair", [("numpy", "strict"), ("numpy", "torch"), ("torch", "jax")])
 @pytest.mark.parametrize(("model", "loss"), [(NET, "cross_entropy"), (MIXED, "nll")], ids=["plain", "mixed"])
 def test_clean_networks_pass(pair, model, loss):
+    if "jax" in pair and model is MIXED:
+        pytest.skip("JAX compiles each layer by itself")
     x, y = data()
     report = compare_network(model, usable(*pair), x, y, loss=loss, optimizer=Adam(clip_norm=1.0))
     assert report.passed, "\n".join(report.lines())
@@ -130,7 +133,7 @@ def test_random_networks_pass(seed):
 
 def test_float64_is_judged_in_its_own_units():
     x, y = data()
-    assert compare_network(NET, usable("numpy", "torch"), x, y, dtype="float64").passed
+    assert compare_network(NET, [Plain(), *usable("torch")], x, y, dtype="float64").passed
     report = compared(
         faulty("dense", lambda y, back, *a: (y.astype("float32").astype("float64"), back)), dtype="float64"
     )
@@ -226,22 +229,14 @@ def test_nan_and_a_wrong_shape_are_faults():
 
 def turning(kind):
     """A network in which rounding decides a choice, and a backend that decides otherwise within rounding."""
+    last = {"relu": ReLU(), "pool": MaxPool2D((1, 2)), "global": GlobalMaxPool()}[kind]
     if kind == "relu":
-        weight, model = np.asarray([[1.0, -1.0, 1e-8]]), Sequential([Dense(1, bias=False), ReLU()])
-        x = np.ones((1, 3), "float32")
+        weight, shift = np.asarray([[1.0, -1.0, 3e-7]]), np.asarray([-4e-7], "float32")
     else:
-        weight = np.asarray([[1.0, 0.0, 0.0], [1.0, 0.0, 1e-8]])
-        model = Sequential([Dense(2, bias=False), Reshape2(), MaxPool2D((1, 2)) if kind == "pool" else GlobalMaxPool()])
-        x = np.ones((1, 3), "float32")
-    shift = np.asarray([-2e-8] if kind == "relu" else [1.2e-7, 0.0], "float32")
+        weight, shift = np.asarray([[1.0, 0.0, 0.0], [1.0, 0.0, 3e-7]]), np.asarray([4e-7, 0.0], "float32")
+    model = Sequential([Dense(len(weight), bias=False), Reshape((1, len(weight), 1)), last])
     bad = faulty("dense", lambda y, back, *a: (y + shift, back))
-    return model, x, {"0.weight": weight}, bad
-
-
-def Reshape2():
-    from xpnn.layers import Reshape
-
-    return Reshape((1, 2, 1))
+    return model, np.ones((1, 3), "float32"), {"0.weight": weight}, bad
 
 
 @pytest.mark.parametrize("kind", ["relu", "pool", "global"])
@@ -261,10 +256,11 @@ def test_choices_turned_by_rounding_are_left_out_and_counted(kind, monkeypatch):
 
 def test_a_choice_turned_by_a_fault_is_not_left_out():
     model, x, weights, _ = turning("relu")
+    weights["0.weight"][0, 2] = 5e-4
     bad = faulty("dense", lambda y, back, *a: (y - np.float32(1e-3), back))
-    target = np.full((1, 1), 5.0, "float32")
+    target = np.full((1, 1, 1, 1), 5.0, "float32")
     report = compare_network(model, [Plain(), bad], x, target, loss="mse", weights=(weights, {}))
-    assert report.left_out == {"1": (0, 1)}
+    assert report.left_out == {"2": (0, 1)}
     assert at(report, "own") == {("0", "y", "faulty")}
 
 
@@ -284,7 +280,7 @@ def test_table_and_record():
     report = compared(faulty("tanh", lambda y, back, x: (y, lambda dy, *, input_gradient=True: (dy * (1 - y),))))
     lines = report.lines()
     assert max(map(len, lines)) <= 80
-    assert [row.split()[:2] for row in lines if "Tanh" in row][0] == ["3", "Tanh"]
+    assert next(row.split()[:2] for row in lines if "Tanh" in row) == ["3", "Tanh"]
     assert "dx of layer 3 (Tanh) on faulty is wrong by itself" in "\n".join(lines)
     assert lines[-1].startswith("  inherited by ")
     record = json.loads(json.dumps(report.record(), allow_nan=False))
@@ -321,7 +317,7 @@ def test_a_layer_of_ones_own(monkeypatch):
 
 def test_errors():
     x, y = data()
-    with pytest.raises(ValueError, match="both backends are <NumPyBackend 'numpy'.*agrees with itself"):
+    with pytest.raises(ValueError, match=r"both backends are <NumPyBackend 'numpy'.*agrees with itself"):
         compare_network(NET, ["numpy", "numpy"], x, y)
     for wrong in ("numpy", ["numpy"]):
         with pytest.raises(ValueError, match="expected two of them"):

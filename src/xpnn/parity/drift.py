@@ -161,8 +161,10 @@ def drift(
     done: list[Step] = []
     least = unit(dtype)
     loss_drift = weights_drift = least
+    seen = 0
     for count, chosen in enumerate(_batches(len(begin.images), batch_size, steps, seed)):
-        draws = masks(model, begin.in_shape, seed, count * batch_size, len(chosen))
+        draws = masks(model, begin.in_shape, seed, seen, len(chosen))
+        seen += len(chosen)
         for run in (first, second, *moved):
             run.step(chosen, draws, count + 1)
         if not isfinite(first.loss):

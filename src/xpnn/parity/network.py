@@ -234,11 +234,10 @@ def compare_network(
     wanted = {path: _JUDGES.get(path, given)(case, arrays, dy) for path, case, arrays, dy in alone}
     own = [{path: _run_alone(b, dtype, case, arrays, dy) for path, case, arrays, dy in alone} for b in pair]
 
+    broken = [any(_broken(found[path], want) for path, want in wanted.items()) for found in own]
+
     def runs(keep: Mapping[str, Host]) -> list[Traces]:
-        there = [
-            {} if any(isinstance(found, str) for found in own[i].values()) else step.on(b, tree | {"keep": keep})
-            for i, b in enumerate(pair)
-        ]
+        there = [{} if bad else step.on(b, tree | {"keep": keep}) for b, bad in zip(pair, broken, strict=True)]
         return there + [step.on_numpy(moved | {"keep": keep}, dtype) for moved in nudges]
 
     traces = runs({})
@@ -453,14 +452,14 @@ def _judge_loss(case: Case, arrays: dict[str, Any], dy: Host) -> Expected:
 
 
 def _judge_update(case: Case, arrays: dict[str, Any], dy: Host) -> Expected:
-    """Elementwise, but for the common factor of clipping; the step itself has four factors that round."""
+    """Of each element, but for the common factor of clipping; the step itself is rounded as well."""
     values = results(case, Ops(), arrays, dy)
     yardsticks, terms = of_each(case, arrays, dy, values)
     first = 0
     for path, v in values.items():
         old = arrays["x"][first : first + v.size].reshape(v.shape)
         yardsticks[path], first = yardsticks[path] + np.abs(v - old), first + v.size
-    return Expected(values, yardsticks, dict.fromkeys(terms, 4), dy)
+    return Expected(values, yardsticks, terms, dy)
 
 
 _JUDGES = {LOSS: _judge_loss, UPDATE: _judge_update}
@@ -477,6 +476,13 @@ def _run_alone(backend: Backend, dtype: str, case: Case, arrays: Mapping[str, Ho
 
 
 # Judging
+
+
+def _broken(found: dict[str, Host] | str, want: Expected) -> bool:
+    """Whether a layer gives nothing that the next could take."""
+    if isinstance(found, str):
+        return True
+    return any(k not in found or found[k].shape != v.shape for k, v in want.values.items())
 
 
 def _order(leaves: Mapping[str, Layer], reference: Traces) -> Iterator[tuple[str, str]]:
