@@ -9,9 +9,8 @@ from xpnn.backend import Backend
 from xpnn.errors import BackendError, MixedBackendsError, ShapeError
 
 IMAGES, KERNEL, ROWS = (2, 6, 6, 3), (4, 3, 3, 3), (2, 3)
-BAD: dict[
-    str, tuple[str, list[Any], dict[str, Any], str]
-] = {  # op: arrays by shape, or by shape and dtype; options; what is said
+Row = tuple[str, list[Any], dict[str, Any], str]
+BAD: dict[str, Row] = {  # op, arrays by shape or by shape and dtype, options, what is said
     "conv channels": ("conv", [IMAGES, (4, 3, 3, 2)], {}, r"conv: x has 3 channels"),
     "conv bias": ("conv", [IMAGES, KERNEL, (1,)], {}, r"bias has shape \(1,\); expected \(4,\)"),
     "conv too large": ("conv", [IMAGES, (4, 7, 3, 3)], {}, r"is larger than its input"),
