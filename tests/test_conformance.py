@@ -32,7 +32,8 @@ HEAD = """
 @pytest.fixture
 def conform(pytester, monkeypatch):
     """Runs the suite on a backend of so much source."""
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "XPNN_KERNELS"):
+        monkeypatch.delenv(name, raising=False)
 
     def conform(name, folder, *options):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))

@@ -7,6 +7,7 @@ from xpnn_numpy import NumPyBackend
 
 from xpnn import Trainer
 from xpnn.conformance.test_executor import *  # noqa: F403
+from xpnn.conformance.test_training import *  # noqa: F403
 from xpnn.train import Executor
 
 
