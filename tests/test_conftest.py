@@ -5,9 +5,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import harness
 import pytest
 
+import xpnn_pytest
 from xpnn import backend as backends
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +38,11 @@ def test_one_backend():
 def test_all_usable_backends(pytestconfig):
     if pytestconfig.getoption("--backend"):
         pytest.skip("this run was told its backends")
-    stash = pytestconfig.stash
-    assert list(dict.fromkeys(v.backend_name for v in stash[harness.VARIANTS])) == USABLE
+    assert xpnn_pytest.chosen(pytestconfig) == USABLE
     reasons = {name: backends.find(name).why_unavailable() for name in backends.names()}
-    assert stash[harness.NOT_RUN] == {name: reason for name, reason in reasons.items() if reason is not None}
+    assert pytestconfig.stash[xpnn_pytest.NOT_RUN] == {
+        name: reason for name, reason in reasons.items() if reason is not None
+    }
 
 
 def test_unknown_backend():

@@ -5,21 +5,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from xpnn import Callback, Trainer
-from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Sequential
-from xpnn.optim import Adam
+from xpnn.conformance.networks import ADAM, CLASSES, IMAGES, LABELS, NET, PLAIN, SHAPE, assert_same_tree
 from xpnn.random import Stream
 
-SHAPE = (6, 6, 1)
-CLASSES = 3
-IMAGES = Stream(0, "tests", "images").normal((20, *SHAPE)).astype("float32")
-LABELS = np.argmax(IMAGES[:, :CLASSES, 0, 0], axis=1)
-
-NET = Sequential([Conv2D(3, 3), BatchNorm(), ReLU(), MaxPool2D(2), Dropout(0.3), Flatten(), Dense(CLASSES)])
-"""Weights, statistics and masks: all that a state can hold."""
-PLAIN = Sequential([Flatten(), Dense(CLASSES)])
-"""The least that can be trained."""
-
-ADAM = Adam(0.02)
+__all__ = [
+    "ADAM", "CLASSES", "IMAGES", "LABELS", "NET", "PLAIN", "SHAPE", "Moments", "assert_same_state", "assert_same_tree",
+    "net", "plain", "recorded", "samples",
+]  # fmt: skip
 
 
 def samples(n, seed=0, shape=SHAPE, classes=CLASSES):
@@ -41,16 +33,6 @@ def assert_same_state(a, b):
     """That two trainers hold the same weights, statistics, moments and counters, bit for bit."""
     assert (a.step, a.samples, len(a.history)) == (b.step, b.samples, len(b.history))
     assert_same_tree(a.host_state(), b.host_state())
-
-
-def assert_same_tree(a, b, path=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for name in a:
-            assert_same_tree(a[name], b[name], f"{path}.{name}")
-    else:
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b, err_msg=path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from xpnn import ops
+from xpnn.conformance.test_errors import test_arrays_of_two_libraries, test_arrays_that_do_not_fit  # noqa: F401
 from xpnn.errors import MixedBackendsError, ShapeError
 from xpnn.ops import Ops
 

@@ -4,9 +4,10 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from harness import check, variants
+from harness import variants
 
 from xpnn import parity
+from xpnn.conformance.harness import check
 from xpnn.layers import Dense, Dropout, Sequential
 from xpnn.ops import Ops
 from xpnn.parity import CASES, SUMS, Data, Placed, bound, expected, missing, of_layer, of_op, ratio
