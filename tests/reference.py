@@ -185,6 +185,8 @@ def softmax_cross_entropy(logits, labels, class_weights=None, *, label_smoothing
     for z, label in zip(logits.reshape(-1, k), labels.reshape(-1), strict=True):
         if label == ignored_label:
             continue
+        if not 0 <= label < k:
+            continue
         log_p = log_softmax(z)
         loss -= (1 - label_smoothing) * w[label] * log_p[label]
         loss -= label_smoothing * sum(w[i] * log_p[i] for i in range(k)) / k

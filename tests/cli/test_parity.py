@@ -164,7 +164,7 @@ def test_network_and_cases(capsys):
 
 def test_a_network_that_differs(faulty, monkeypatch, capsys, tmp_path):
     def dense(ops, x, weight, bias=None):
-        return Ops().dense(x, weight, 2 * bias)
+        return Ops().dense(x, 1.001 * weight, bias)
 
     monkeypatch.setattr(Faulty, "kernels", {"dense": dense})
     file, page = tmp_path / "state.safetensors", tmp_path / "parity.html"

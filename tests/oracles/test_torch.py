@@ -117,7 +117,7 @@ THEIRS = {
 
 def has_counterpart(case):
     """PyTorch pads pools by one number an axis and by half the undilated window, and dilates no mean."""
-    if case.subject not in THEIRS:
+    if case.subject not in THEIRS or case.name.endswith("labels-out-of-range"):
         return False
     padding, stride = case.options.get("padding", 0), case.options.get("stride", 1)
     if case.subject in ("conv", "conv_pool"):

@@ -31,14 +31,15 @@ def softmax_cross_entropy(
     floats("softmax_cross_entropy", x=logits)
     standard.check_labels("softmax_cross_entropy", logits, labels)
     hit = labels[..., None] == np.arange(logits.shape[-1])
+    known = np.logical_or.reduce(hit, -1, keepdims=True).astype(logits.dtype)  # a label out of range adds nothing
     shifted = logits - np.maximum.reduce(logits, -1, keepdims=True)
     e = np.exp(shifted)
     sums = ops.total(e, -1, keepdims=True)
-    loss = np.log(sums) - ops.total(shifted * hit, -1, keepdims=True)
+    loss = (np.log(sums) - ops.total(shifted * hit, -1, keepdims=True)) * known
 
     def backward(dy: Host | float) -> tuple[Host, None, None]:
         dlogits = e / sums
         np.subtract(dlogits, hit, out=dlogits)
-        return np.multiply(dlogits, dy, out=dlogits), None, None
+        return np.multiply(dlogits, known * dy, out=dlogits), None, None
 
     return ops.total(loss, tuple(range(loss.ndim))), backward

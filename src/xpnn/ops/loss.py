@@ -34,7 +34,8 @@ def softmax_cross_entropy(
 
     Args:
         logits: `(N, ..., K)`, before any softmax.
-        labels: `(N, ...)`, integers in 0 … K-1; not checked here (a value would be a wait on a GPU).
+        labels: `(N, ...)`, integers in 0 … K-1; not checked here (a value would be a wait on a GPU): one out of
+            range hits no class.
         class_weights: `(K,)` or None.
         label_smoothing: `s`.
         ignored_label: samples with this label add nothing.
