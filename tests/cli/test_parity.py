@@ -149,7 +149,7 @@ def test_network(capsys, tmp_path):
     assert all(record[kind]["passed"] for kind in ("layers", "drift", "training"))
     text = page.read_text()
     assert text.count("<h2>") == 4
-    assert text.count("<polyline") == 2
+    assert text.count("<polyline") == 4
     assert "new weight" in text
 
 

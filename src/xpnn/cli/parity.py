@@ -76,7 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"Refused, with coarse factors: {', '.join(f'{k} in {a} of {b}' for k, (a, b) in noticed.items())} cases.")
     faults = [f"{name} products pass unnoticed: nothing is certified" for name, (a, b) in noticed.items() if a < b]
     if arguments.dtype == "float32":
-        faults += [f"{side.name}: {found}: it rounds its factors, or is wrong" for side in ways if (found := probe.coarse(side))]
+        faults += [
+            f"{side.name}: {found}: it rounds its factors, or is wrong"
+            for side in ways
+            if (found := probe.coarse(side))
+        ]
     record: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "dtype": arguments.dtype,

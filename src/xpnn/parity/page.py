@@ -31,7 +31,8 @@ td.long { white-space: normal; min-width: 10rem; vertical-align: top; }
 .r { display: inline-block; min-width: 3.6rem; text-align: right; padding-right: .5rem; }
 p.note { color: var(--soft); max-width: 46rem; }
 pre { overflow-x: auto; font-size: .85rem; }
-svg { width: 100%; max-width: 46rem; height: auto; }
+figure { margin: 0 0 1rem; max-width: 46rem; } figcaption { color: var(--soft); font-size: .9rem; }
+svg { width: 100%; height: auto; }
 """
 
 
@@ -161,14 +162,18 @@ def _layers(found: Mapping[str, Any]) -> str:
 
 
 def _drift(found: Mapping[str, Any]) -> str:
-    """Two curves over the steps: how far the weights are apart, and how far the last bit drives them."""
-    curves = {
-        f"{' and '.join(found['sides'])}": [s["weights"] for s in found["steps"]],
-        f"{found['sides'][0]} and itself, inputs moved by the last bit": [s["weights_drift"] for s in found["steps"]],
-    }
+    """Over the steps: how far loss and weights are apart, and how far the last bit drives them."""
+    both, alone = " and ".join(found["sides"]), f"{found['sides'][0]} and itself, inputs moved by the last bit"
+    plots = "".join(
+        f"<figure>{_plot({both: [s[key] for s in found['steps']], alone: [s[f'{key}_drift'] for s in found['steps']]})}"
+        f"<figcaption>{text}</figcaption></figure>"
+        for key, text in (
+            ("loss", "The loss, relative to itself."),
+            ("weights", "The weights, relative to their norm."),
+        )
+    )
     return (
-        f'<p class="{_class(found)}">{escape(found["verdict"])}</p>'
-        '<p class="note">How far the weights are apart, relative to their norm.</p>' + _plot(curves)
+        f'<p class="{_class(found)}">{escape(found["verdict"])}</p><p class="note">How far they are apart.</p>{plots}'
     )
 
 
