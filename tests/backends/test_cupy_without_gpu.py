@@ -200,12 +200,17 @@ def test_describe(cupy, monkeypatch):
         assert described[key] == value, key
 
 
+def test_products_are_fine_by_default(backend):
+    assert backend.why_coarse() is None
+
+
 def test_describe_shows_the_switches(backend, monkeypatch):
     monkeypatch.setenv("CUPY_TF32", "1")
     monkeypatch.setenv("CUPY_ACCELERATORS", "cub,cutensor")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     described = backend.describe()
     assert described["tf32"] is True
+    assert backend.why_coarse() == "CUPY_TF32=1 lets CuPy compute float32 products in TF32; unset it"
     assert described["accelerators"] == "cub,cutensor"
     assert described["cublas_workspace"] == ":4096:8"
 

@@ -1,5 +1,7 @@
 """What is particular to JAX: 64 bits only on request, immutable arrays, tracers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -152,3 +154,26 @@ def test_what_to_numpy_gave_outlives_its_array(backend):
     backend.synchronize()
     assert (back == 1).all()
     assert (backend.to_numpy(y) == 2).all()
+
+
+@pytest.mark.parametrize("precision", [None, "default", "tensorfloat32", "highest", "float32"])
+def test_coarse_products_are_told_off_the_cpu(backend, monkeypatch, precision):
+    with jax.default_matmul_precision(precision):
+        assert backend.why_coarse() is None
+        monkeypatch.setattr(backend, "device", SimpleNamespace(platform="gpu"))
+        reason = backend.why_coarse()
+    if precision in ("highest", "float32"):
+        assert reason is None
+    else:
+        assert reason.startswith(f"jax_default_matmul_precision is {precision!r}, which computes float32 products with")
+        assert reason.endswith("set the environment variable JAX_DEFAULT_MATMUL_PRECISION=highest")
+
+
+def test_jit_compiles_unless_all_is_standard(backend, monkeypatch):
+    def traced(x):
+        return isinstance(x, jax.core.Tracer) + 0 * x
+
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+    assert backend.jit(traced)(1.0) == 1
+    monkeypatch.setenv("XPNN_KERNELS", "standard")
+    assert backend.jit(traced) is traced

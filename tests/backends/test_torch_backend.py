@@ -163,6 +163,24 @@ def test_describe_tells_tf32(backend, setting):
         place.fp32_precision = before
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since PyTorch 2.9")
+@pytest.mark.parametrize(("device", "setting"), [("cpu", "mkldnn"), ("cuda", "cuda")])
+def test_coarse_products_are_told_of_the_device_in_use(backend, monkeypatch, device, setting):
+    monkeypatch.setattr(backend, "device", torch.device(device))
+    place = getattr(torch.backends, setting).matmul
+    before = place.fp32_precision
+    try:
+        for value in ("none", "ieee"):
+            place.fp32_precision = value
+            assert backend.why_coarse() is None
+        place.fp32_precision = "tf32"
+        assert backend.why_coarse() == (
+            "torch computes float32 products in tf32; call torch.set_float32_matmul_precision('highest')"
+        )
+    finally:
+        place.fp32_precision = before
+
+
 @pytest.mark.parametrize(("allowed", "word"), [(True, "tf32"), (False, "none")])
 def test_describe_tells_tf32_before_2_9(backend, allowed, word):
     old = SimpleNamespace(
