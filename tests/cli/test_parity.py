@@ -16,6 +16,11 @@ from xpnn.ops import Ops
 from xpnn.parity import CASES, probe
 
 
+@pytest.fixture(autouse=True)
+def all_kernels(monkeypatch):
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+
+
 def parity(*arguments):
     return main(["parity", "--backends", "numpy,strict", *map(str, arguments)])
 
