@@ -9,9 +9,9 @@ pytest.register_assert_rewrite("xpnn.conformance")
 
 import harness  # noqa: E402  # after its asserts are marked to be rewritten
 
+from pytest_xpnn import chosen  # noqa: E402
 from xpnn.backend import Backend  # noqa: E402
 from xpnn.conformance.harness import add_markers, parametrize  # noqa: E402
-from xpnn_pytest import chosen  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

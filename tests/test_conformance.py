@@ -37,7 +37,7 @@ def conform(pytester, monkeypatch):
 
     def conform(name, folder, *options):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-        command = ["-p", "xpnn_pytest", "-q", "--pyargs", "xpnn.conformance", "--backend", name]
+        command = ["-p", "pytest_xpnn", "-q", "--pyargs", "xpnn.conformance", "--backend", name]
         return pytester.runpytest_subprocess(*command, *options)
 
     return conform

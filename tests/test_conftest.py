@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import xpnn_pytest
+import pytest_xpnn
 from xpnn import backend as backends
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +38,9 @@ def test_one_backend():
 def test_all_usable_backends(pytestconfig):
     if pytestconfig.getoption("--backend"):
         pytest.skip("this run was told its backends")
-    assert xpnn_pytest.chosen(pytestconfig) == USABLE
+    assert pytest_xpnn.chosen(pytestconfig) == USABLE
     reasons = {name: backends.find(name).why_unavailable() for name in backends.names()}
-    assert pytestconfig.stash[xpnn_pytest.NOT_RUN] == {
+    assert pytestconfig.stash[pytest_xpnn.NOT_RUN] == {
         name: reason for name, reason in reasons.items() if reason is not None
     }
 

@@ -26,7 +26,7 @@ def run(pytester, monkeypatch):
     """Runs pytest there, in a process of its own; `path` goes before what is on the path."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    return lambda *options: pytester.runpytest_subprocess("-p", "xpnn_pytest", *options)
+    return lambda *options: pytester.runpytest_subprocess("-p", "pytest_xpnn", *options)
 
 
 def passed(result, **outcomes):
@@ -160,7 +160,7 @@ def test_assert_parity(pytester, run):
 def test_the_entry_point(pytester, monkeypatch):
     """As it is declared, without `-p`."""
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
-    assert points == {"xpnn_pytest": "xpnn_pytest"}
+    assert points == {"pytest_xpnn": "pytest_xpnn"}
     install(pytester.path, "some_distribution", "", pytest11=points)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path), os.environ.get("PYTHONPATH", "")]))
     pytester.makepyfile(TESTS)

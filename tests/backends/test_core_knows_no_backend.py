@@ -27,7 +27,7 @@ def imported(tree):
 
 def of_a_backend(name):
     parts = name.split(".")
-    return parts[0] in LIBRARIES or (parts[0].startswith("xpnn_") and parts[0] != "xpnn_pytest") or (
+    return parts[0] in LIBRARIES or parts[0].startswith("xpnn_") or (
         parts[0] == "array_api_compat" and bool(LIBRARIES & set(parts))
     )  # fmt: skip
 

@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 
+from pytest_xpnn import chosen
 from xpnn import backend as backends
 from xpnn.backend import Backend
 from xpnn.conformance.harness import Variant, add_markers, parametrize
-from xpnn_pytest import chosen
 
 
 def pytest_configure(config: pytest.Config) -> None:
