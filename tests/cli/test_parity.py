@@ -96,6 +96,7 @@ def test_they_differ(faulty, capsys, tmp_path):
     )
     page = file.read_text()
     assert page.count('class="differs"') > 4
+    assert page.count('class="bar bad"') == 3  # tanh's dx by the kernel, in each case
     assert "tanh-plain: faulty*: dx r = " in page
     assert "<script" not in page
     assert not re.search(r"(src|href)=", page)
