@@ -9,7 +9,8 @@ drift apart (`drift`), and by the accuracy they reach (`training`).
 from xpnn.parity.cases import CASES, LAYERS, LOSSES, OPS, SUMS, Case, Data, missing, of_layer, of_op
 from xpnn.parity.drift import DriftReport, drift
 from xpnn.parity.functions import assert_parity
-from xpnn.parity.network import NetworkReport, compare_network
+from xpnn.parity.network import compare_network
+from xpnn.parity.network_report import NetworkReport
 from xpnn.parity.sides import Finding, Placed, Side, compare, judge, sides
 from xpnn.parity.training import TrainingReport, compare_training, permutation_p
 from xpnn.parity.yardstick import Expected, bound, expected, ratio, results
