@@ -132,12 +132,16 @@ def test_load_by_name(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("mnits", " Did you mean 'mnist'?"), ("Digit", " Did you mean 'digits'?"), ("xyz", "")]
+    ("name", "hint"), [("mnits", " Did you mean 'mnist'?"), ("Digit", " Did you mean 'digits'?"), ("xyzzy", "")]
 )
 def test_unknown_name(name, hint):
     with pytest.raises(ValueError, match="There is no data set") as caught:
         load(name)
-    assert str(caught.value) == f"There is no data set {name!r}; the known ones are digits, mnist.{hint}"
+    known = "digits, mnist, fashion-mnist, kmnist, cifar10"
+    assert str(caught.value) == (
+        f"There is no data set {name!r}; the known ones are {known}.{hint} Nor is there such a file or folder: one's "
+        "own images are a FILE.npz, or a FOLDER with one sub-folder a class."
+    )
 
 
 def test_data_file_is_small_and_needs_no_pickle():
@@ -153,7 +157,8 @@ def test_works_from_a_zip(tmp_path):
     archive = tmp_path / "wheel.zip"
     with zipfile.ZipFile(archive, "w") as wheel:
         wheel.writestr("xpnn/__init__.py", "")
-        wheel.write(package.parent / "errors.py", "xpnn/errors.py")
+        for module in ("errors.py", "random.py"):
+            wheel.write(package.parent / module, f"xpnn/{module}")
         for file in package.rglob("*"):
             if file.is_file() and file.suffix != ".pyc":
                 wheel.write(file, Path("xpnn/data") / file.relative_to(package))

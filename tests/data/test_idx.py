@@ -287,7 +287,7 @@ def missing_message(*arguments) -> str:
 
 def test_mnist_missing(tmp_path, monkeypatch):
     text = missing_message(tmp_path)
-    assert f"Looked in {tmp_path} (missing: all four) and {tmp_path / 'mnist'} (no such folder)." in text
+    assert f"Looked in {tmp_path / 'mnist'} (no such folder) and {tmp_path} (missing: all)." in text
     assert "No data_dir given, and XPNN_DATA is not set." in missing_message()
     # An empty variable must not mean the current folder.
     monkeypatch.chdir(write_files(tmp_path / "current", small_files()))
@@ -298,7 +298,7 @@ def test_mnist_missing(tmp_path, monkeypatch):
 def test_mnist_missing_in_part(tmp_path):
     write_files(tmp_path, small_files())
     (tmp_path / TEST_LABELS).unlink()
-    assert f"{tmp_path} (missing: {TEST_LABELS}) and" in missing_message(tmp_path)
+    assert f" and {tmp_path} (missing: {TEST_LABELS})." in missing_message(tmp_path)
 
 
 def mnist_message(folder: Path) -> str:

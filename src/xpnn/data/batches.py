@@ -1,12 +1,16 @@
-"""Batches: whole arrays in a drawn order, or whatever a source hands out, in its own.
+"""Batches: whole arrays in a drawn order, from the device or from the host, or what a source hands out, in its own.
 
-Both give `(images, targets, host_targets)`: images and targets on the device, and the targets on the host
+All give `(images, targets, host_targets)`: images and targets on the device, and the targets on the host
 once more, where their values can be looked at without waiting for the device.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from hashlib import sha256
 from itertools import islice
 from math import prod
 from operator import index
@@ -15,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from xpnn.backend import Backend
+from xpnn.data.stored import Stored
 from xpnn.errors import NonFiniteError, ShapeError
 from xpnn.losses import Loss
 from xpnn.ops._array import Array
@@ -33,18 +38,36 @@ def whole(name: str, value: Any, least: int) -> int:
     return number
 
 
+def stays(images: Any) -> bool:
+    """Whether images stay on the host and are brought to the device a batch at a time."""
+    return isinstance(images, np.memmap | Stored)
+
+
 class Door:
     """Checks images and targets on their way in and casts them to what the device computes in."""
 
     def __init__(self, backend: Backend, dtype: str, loss: Loss) -> None:
         self.backend, self.dtype, self.loss = backend, dtype, loss
 
+    def let_in(self, images: Any) -> Any:
+        """Images checked but for their values: on the device, or where they are if they are to stay there."""
+        if not stays(images):
+            return self.images(images)
+        self.check(images.shape, images.dtype)
+        return images
+
     def images(self, images: Any) -> Array:
         """Images on the device, checked but for their values."""
+        if isinstance(images, Stored):
+            images = np.asarray(images)
         brought = self.backend.asarray(images, self.dtype)  # raises on another backend's array, or none at all
         dtype = images.dtype if hasattr(images, "dtype") else np.asarray(images).dtype
+        self.check(tuple(brought.shape), dtype)
+        return brought
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Raise where images of this shape and dtype are none."""
         kind = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-        shape = tuple(brought.shape)
         if len(shape) < 2:
             raise ShapeError(f"images have shape {shape}; expected (N, H, W, C), the samples along the first axis")
         if "float" not in kind:
@@ -52,11 +75,10 @@ class Door:
                 f"images have dtype {kind} and shape {shape}; layers compute in floating point: "
                 "convert and scale them first, e.g. images.astype('float32') / 255"
             )
-        return brought
 
-    def finite(self, images: Array, what: str) -> None:
-        """Raise where a value is NaN or infinite; waits for the device."""
-        xp = self.backend.xp
+    def finite(self, images: Array, what: str, xp: Any = None) -> None:
+        """Raise where a value is NaN or infinite; waits for the device, unless `xp` is that of an array on the host."""
+        xp = xp or self.backend.xp
         good = xp.isfinite(images)
         if not bool(xp.all(good)):
             bad = int(xp.sum(xp.astype(~good, xp.int32)))
@@ -91,19 +113,82 @@ class ArrayBatches:
     def __len__(self) -> int:
         return -(-len(self.host) // self.batch_size)
 
-    def epoch(self, order: np.ndarray[Any, Any] | None = None) -> Iterator[Batch]:
-        """The batches, in the order given or as they lie."""
-        return (self.batch(i, order) for i in range(len(self)))
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the targets and of 256 of the images, spread evenly: enough to notice other data."""
+        n = len(self.host)
+        chosen = self._on_host(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))
+        digest = sha256(f"{tuple(self.images.shape)}".encode())
+        for array in (chosen, self.host):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def epoch(self, order: np.ndarray[Any, Any] | None = None, start: int = 0) -> Iterator[Batch]:
+        """The batches from `start` on, in the order given or as they lie."""
+        return (self.batch(i, order) for i in range(start, len(self)))
 
     def batch(self, index: int, order: np.ndarray[Any, Any] | None = None) -> Batch:
         """One batch; the last of an epoch may be smaller."""
-        start = index * self.batch_size
-        part = slice(start, min(start + self.batch_size, len(self.host)))
+        part = self._part(index)
         if order is None:
             return self.images[part, ...], self.targets[part, ...], self.host[part]
         xp, chosen = self.backend.xp, order[part]
         places = self.backend.asarray(chosen)
         return xp.take(self.images, places, axis=0), xp.take(self.targets, places, axis=0), self.host[chosen]
+
+    def _on_host(self, places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self.backend.to_numpy(self.backend.xp.take(self.images, self.backend.asarray(places), axis=0))
+
+    def _part(self, index: int) -> slice:
+        start = index * self.batch_size
+        return slice(start, min(start + self.batch_size, len(self.host)))
+
+
+class StreamedBatches(ArrayBatches):
+    """Two arrays of one length, of which the images stay on the host: on the disk, or too large for the device.
+
+    While a batch trains, a thread prepares the next ones on the host: it cuts, converts and checks them. They are the
+    batches of `ArrayBatches` bit for bit.
+    """
+
+    ahead = 2
+
+    def __init__(self, door: Door, images: Any, targets: Any, out_shape: tuple[int, ...], batch_size: int) -> None:
+        self.door, self.backend, self.batch_size = door, door.backend, whole("batch_size", batch_size, 1)
+        self.images = door.let_in(images)
+        self.host = door.targets(targets, images, out_shape)
+
+    def epoch(self, order: np.ndarray[Any, Any] | None = None, start: int = 0) -> Iterator[Batch]:
+        """The batches from number `start` on, in the order given or as they lie; the thread ends with them."""
+        numbers = iter(range(start, len(self)))
+        pool = ThreadPoolExecutor(1, "xpnn-batches")
+        try:
+            coming = deque(pool.submit(self._cut, i, order) for i in islice(numbers, self.ahead))
+            while coming:
+                images, host = coming.popleft().result()  # raises what the thread met
+                coming.extend(pool.submit(self._cut, i, order) for i in islice(numbers, 1))
+                yield self._brought(images, host)
+        finally:  # also where the consumer stops early
+            pool.shutdown(cancel_futures=True)
+
+    def batch(self, index: int, order: np.ndarray[Any, Any] | None = None) -> Batch:
+        """One batch; the last of an epoch may be smaller."""
+        return self._brought(*self._cut(index, order))
+
+    def _cut(self, index: int, order: np.ndarray[Any, Any] | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The part of a batch that is done on the host."""
+        part = self._part(index)
+        chosen = part if order is None else order[part]
+        images = self._on_host(chosen)
+        self.door.finite(images, f"the images of batch {index + 1}", np)
+        return images, self.host[chosen]
+
+    def _on_host(self, places: np.ndarray[Any, Any] | slice) -> np.ndarray[Any, Any]:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            return np.array(self.images[places], dtype=self.door.dtype)
+
+    def _brought(self, images: np.ndarray[Any, Any], host: np.ndarray[Any, Any]) -> Batch:
+        return self.backend.asarray(images), self.backend.asarray(host), host
 
 
 class IterableBatches:
@@ -125,13 +210,17 @@ class IterableBatches:
     def __len__(self) -> int:
         return len(self.source)  # type: ignore[arg-type]
 
-    def epoch(self, order: np.ndarray[Any, Any] | None = None) -> Iterator[Batch]:
-        """The batches as the source gives them."""
+    digest = None
+    """A source is gone through only where it is used."""
+
+    def epoch(self, order: np.ndarray[Any, Any] | None = None, start: int = 0) -> Iterator[Batch]:
+        """The batches as the source gives them, those before `start` left out."""
         number = 0
         for number, batch in enumerate(self.source, 1):
-            yield self._checked(number, batch)
-        if not number:
-            self._gave(0)
+            if number > start:
+                yield self._checked(number, batch)
+        if number < max(start, 1):
+            self._gave(number)
 
     def batch(self, index: int, order: np.ndarray[Any, Any] | None = None) -> Batch:
         """One batch, by going through the source up to it."""
