@@ -300,6 +300,8 @@ def layer_value(layer, arrays, x, training, path=""):
                 training=training, momentum=layer.momentum, epsilon=layer.epsilon,
             )  # fmt: skip
             return y, {f"{path}running_mean": mean, f"{path}running_var": var}
+        case L.Normalize():
+            return (x - np.asarray(layer.mean)) / np.asarray(layer.std), {}
         case L.Dropout():
             return (x * own("keep") / (1 - layer.rate) if training and layer.rate else x), {}
         case L.Flatten():

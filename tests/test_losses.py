@@ -233,3 +233,8 @@ def test_large_scores_do_not_overflow():
     trainer.restore((1,), host)
     found = trainer.evaluate(np.array([[1.0], [-1.0]], "float32"), np.array([0, 0]))
     assert found == {"loss": 1e4, "accuracy": 0.5}
+
+
+def test_probabilities_of_large_scores():
+    np.testing.assert_allclose(losses.probabilities([[1000.0, 1000.0], [-1000.0, 0.0]]), [[0.5, 0.5], [0, 1]])
+    np.testing.assert_allclose(losses.probabilities(np.log([0.2, 0.8])), [0.2, 0.8])

@@ -12,6 +12,7 @@ SIZES = {  # shape of a sample, number of weights
     "article": ((28, 28, 1), 27_210),
     "tiny-cnn": ((8, 8, 1), 14_762),
     "small-cnn": ((28, 28, 1), 225_034),
+    "deep-cnn": ((28, 28, 1), 320_234),
     "lenet5": ((28, 28, 1), 61_706),
     "resnet20": ((32, 32, 3), 272_474),
 }

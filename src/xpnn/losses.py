@@ -20,6 +20,14 @@ from xpnn.ops._array import Array, namespace
 Summed = tuple[Array, Callable[[Any], tuple[Array | None, ...]]]
 
 
+def probabilities(scores: Any) -> np.ndarray[Any, Any]:
+    """What a classifier's scores `(..., K)`, or their logarithms after `LogSoftmax`, say of each class, in float64."""
+    scores = np.asarray(scores, np.float64)
+    raised: np.ndarray[Any, Any] = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    raised /= raised.sum(axis=-1, keepdims=True)
+    return raised
+
+
 @dataclass(frozen=True)
 class Loss:
     """Base of all losses."""

@@ -51,6 +51,7 @@ LAYERS: dict[str, Layer] = {
     "GlobalAvgPool": layers.GlobalAvgPool(), "GlobalMaxPool": layers.GlobalMaxPool(),
     "Dense": Dense(10, bias=False, initializer="article"), "Flatten": Flatten(), "Reshape": Reshape((2, -1, 3)),
     "BatchNorm": BatchNorm(momentum=0.2, epsilon=1e-3), "LayerNorm": layers.LayerNorm(1e-4),
+    "Normalize": layers.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 1)),
     "GroupNorm": layers.GroupNorm(4, epsilon=1e-4), "Dropout": Dropout(0.1),
     "ReLU": ReLU(), "LeakyReLU": layers.LeakyReLU(0.3), "ELU": ELU(0.7), "GELU": GELU("tanh"), "SiLU": layers.SiLU(),
     "Sigmoid": layers.Sigmoid(), "Tanh": layers.Tanh(), "Softmax": layers.Softmax(),

@@ -20,6 +20,7 @@ from xpnn.layers.containers import Container, Parallel, Residual, Sequential
 from xpnn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from xpnn.layers.dense import Dense, Flatten, Reshape
 from xpnn.layers.norm import BatchNorm, GroupNorm, LayerNorm
+from xpnn.layers.normalize import Normalize
 from xpnn.layers.pool import (
     AvgPool1D,
     AvgPool2D,
@@ -36,7 +37,7 @@ REGISTRY: dict[str, type[Layer]] = {
     for cls in (
         Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D,
         MaxPool1D, MaxPool2D, MaxPool3D, AvgPool1D, AvgPool2D, AvgPool3D, GlobalAvgPool, GlobalMaxPool,
-        Dense, Flatten, Reshape, BatchNorm, LayerNorm, GroupNorm, Dropout,
+        Dense, Flatten, Reshape, Normalize, BatchNorm, LayerNorm, GroupNorm, Dropout,
         ReLU, LeakyReLU, ELU, GELU, SiLU, Sigmoid, Tanh, Softmax, LogSoftmax,
         Sequential, Residual, Parallel,
     )
@@ -46,6 +47,6 @@ __all__ = [
     "ELU", "GELU", "REGISTRY", "AvgPool1D", "AvgPool2D", "AvgPool3D", "BatchNorm", "Container", "Conv1D", "Conv2D",
     "Conv3D", "ConvTranspose1D", "ConvTranspose2D", "ConvTranspose3D", "Dense", "Draw", "Dropout", "Flatten",
     "GlobalAvgPool", "GlobalMaxPool", "GroupNorm", "Layer", "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool1D",
-    "MaxPool2D", "MaxPool3D", "Parallel", "ReLU", "Reshape", "Residual", "Run", "Sequential", "SiLU", "Sigmoid",
-    "Softmax", "Tanh",
+    "MaxPool2D", "MaxPool3D", "Normalize", "Parallel", "ReLU", "Reshape", "Residual", "Run", "Sequential", "SiLU",
+    "Sigmoid", "Softmax", "Tanh",
 ]  # fmt: skip

@@ -19,6 +19,10 @@ class Activation(Layer):
     op: ClassVar[str]
     per_sample: ClassVar[bool] = True
 
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
+
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """See the op of that name in `xpnn.ops`."""
         y, op_backward = getattr(run.ops, self.op)(x, **vars(self))
@@ -106,6 +110,10 @@ class Dropout(Layer):
         super().__post_init__()
         if not 0 <= self.rate < 1:
             raise ShapeError(f"Dropout: rate={self.rate!r}; expected the probability to drop a value, 0 ≤ rate < 1")
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
 
     def draws(self, in_shape: Shape) -> Sequence[Draw]:
         """One mask of what is kept."""

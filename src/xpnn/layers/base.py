@@ -5,6 +5,7 @@ input. Weights and running statistics come in as flat dicts `{name: array}` and 
 object runs on two backends side by side. A new layer is a frozen dataclass with these few methods:
 
     shape(in_shape) → out_shape                       sizes without N; raises ShapeError on what does not fit
+    multiply_adds(in_shape) → int or None             the work of it, where the layer can say
     init(in_shape, stream) → weights, stats           host arrays
     draws(in_shape) → [Draw, …]                       the random masks a training step must hand in
     apply(weights, stats, x, run) → y, stats, backward
@@ -74,6 +75,14 @@ class Layer:
     def shape(self, in_shape: Shape) -> Shape:
         """The shape of the output of one sample; default: that of the input."""
         return in_shape
+
+    def multiply_adds(self, in_shape: Shape) -> int | None:
+        """How many products are added up for one sample; None, the default: unknown.
+
+        By the usual convention convolutions and dense layers count, padding included, biases not; pools,
+        normalisations, activations and sums of branches are 0.
+        """
+        return None
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Initial weights and running statistics as host arrays; default: none."""

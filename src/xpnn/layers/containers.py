@@ -46,6 +46,11 @@ class Container(Layer):
         """Whether it holds for every part."""
         return all(layer.divisible for _, layer in self.parts())
 
+    def multiply_adds(self, in_shape: Shape) -> int | None:
+        """Those of the parts; unknown where one of them is."""
+        counts = [layer.multiply_adds(shape) for _, layer, shape in self.placed(in_shape)]
+        return None if None in counts else sum(counts)  # type: ignore[arg-type]
+
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Those of the parts, under their paths."""
         self.shape(in_shape)  # an error from here leads all the way down to the layer

@@ -60,6 +60,11 @@ class Conv(Layer):
         w = window("conv", in_shape[:-1], self.kernel, self.stride, self.padding, self.dilation)
         return (*w.out, self.channels)
 
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """One for each tap, input channel of its group and output."""
+        taps = prod(each("conv", "kernel", self.kernel, self.spatial))
+        return prod(self.shape(in_shape)) * taps * (in_shape[-1] // self.groups)
+
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Kernels by the initialiser, a bias of zeros."""
         kernel, c = each("conv", "kernel", self.kernel, self.spatial), in_shape[-1] // self.groups
@@ -118,6 +123,11 @@ class ConvTranspose(Conv):
         _check_groups(in_shape[-1], self.groups)
         w = transposed_window(in_shape[:-1], self.kernel, self.stride, self.padding, self.output_padding, self.dilation)
         return (*w.n, self.channels)
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """Those of the convolution that it transposes: one for each tap, output channel of its group and input."""
+        taps = prod(each("conv_transpose", "kernel", self.kernel, self.spatial))
+        return prod(in_shape) * taps * (self.channels // self.groups)
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Kernels by the initialiser, a bias of zeros."""

@@ -45,6 +45,10 @@ class Dense(Layer):
             raise ShapeError("expected samples of shape (..., in), came single numbers; add an axis: x[:, None]")
         return (*in_shape[:-1], self.units)
 
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """One for each input of each unit."""
+        return prod(in_shape) * self.units
+
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Weights by the initialiser, a bias of zeros."""
         shape = (self.units, in_shape[-1])
@@ -81,6 +85,10 @@ class Reshape(Layer):
         if self.target.count(-1) > 1 or any(n < 1 for n in target) or prod(target) != size:
             raise ShapeError(f"samples of shape {in_shape} hold {size} values, which do not fill {self.target}")
         return target
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """A view where the backend can make one."""

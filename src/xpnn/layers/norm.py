@@ -31,6 +31,10 @@ class BatchNorm(Layer):
     per_sample: ClassVar[bool] = False
     divisible: ClassVar[bool] = True  # its sums go through `ops.whole`
 
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
+
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scale 1, shift 0, mean 0, variance 1."""
         c = in_shape[-1]
@@ -58,6 +62,10 @@ class LayerNorm(Layer):
     epsilon: float = 1e-5
 
     per_sample: ClassVar[bool] = True
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scale 1, shift 0."""
@@ -94,6 +102,10 @@ class GroupNorm(Layer):
         if in_shape[-1] % self.groups:
             raise ShapeError(f"groups={self.groups} does not divide the {in_shape[-1]} channels of the input")
         return in_shape
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
 
     def init(self, in_shape: Shape, stream: Stream) -> tuple[dict[str, Any], dict[str, Any]]:
         """Scale 1, shift 0."""

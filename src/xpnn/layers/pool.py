@@ -45,6 +45,10 @@ class MaxPool(Layer):
         w = pool_window("pool", in_shape[:-1], self.window, self.stride, self.padding, self.dilation, self.ceil_mode)
         return (*w.out, in_shape[-1])
 
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
+
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """See `xpnn.ops.max_pool`."""
         y, op_backward = run.ops.max_pool(
@@ -122,6 +126,10 @@ class GlobalMaxPool(Layer):
         if len(in_shape) < 2:
             raise ShapeError(f"expected samples of shape (*spatial, C), came {in_shape}; it comes before Flatten")
         return in_shape[-1:]
+
+    def multiply_adds(self, in_shape: Shape) -> int:
+        """0 by convention, see `Layer`."""
+        return 0
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """See the op of that name in `xpnn.ops`."""

@@ -441,6 +441,8 @@ LAYERS = [
     of_layer("plain", L.LayerNorm(), (2, 2, 5)),
     of_layer("plain", L.GroupNorm(2), (2, 3, 4)),
     of_layer("mixed", L.GroupNorm(2, epsilon=1e-2), (8,)),
+    of_layer("plain", L.Normalize(0.13, 0.31), (3, 4)),
+    of_layer("channels", L.Normalize((0.5, -0.2, 0.0), (0.3, 2.0, 1)), (2, 2, 3)),
     of_layer("training", L.Dropout(0.3), (3, 4), training=True),
     of_layer("rate-0", L.Dropout(0.0), (5,), training=True),
     of_layer("prediction", L.Dropout(0.3), (5,)),

@@ -35,7 +35,7 @@ GROUPS = 256
 STEPS = 4
 """Terms of what is computed element by element: x·Φ(x) has several roundings, and where its slope is 0 they count
 beside |f| alone. Among the millions of elements of a network some come close to the worst."""
-_OF_EACH = (L.LeakyReLU, L.ELU, L.GELU, L.SiLU, L.Sigmoid, L.Tanh)
+_OF_EACH = (L.Normalize, L.LeakyReLU, L.ELU, L.GELU, L.SiLU, L.Sigmoid, L.Tanh)
 _NORMS = (L.BatchNorm, L.LayerNorm, L.GroupNorm)
 _MEANS = (L.GlobalAvgPool, L.AvgPool1D, L.AvgPool2D, L.AvgPool3D)
 
