@@ -36,6 +36,7 @@ from xpnn.layers import (
     Layer,
     LayerNorm,
     MaxPool2D,
+    Normalize,
     Parallel,
     ReLU,
     Reshape,
@@ -347,6 +348,18 @@ def network_big(nn, Add, Concat):
     )  # fmt: skip
 
 
+def fixed(nn, mean, std):
+    """torchvision's Normalize as a module without arrays."""
+    import torch
+
+    class Fixed(nn.Module):
+        def forward(self, x):
+            a, b = (torch.tensor(v, dtype=x.dtype)[:, None, None] for v in (mean, std))
+            return (x - a) / b
+
+    return Fixed()
+
+
 # Each pair is the same network, in ours and in PyTorch's layers.
 PAIRS = {
     "everything": (MODEL, IN_SHAPE, network_big),
@@ -355,6 +368,13 @@ PAIRS = {
         (8, 6, 2),
         lambda nn, *_: nn.Sequential(
             nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 3)
+        ),
+    ),
+    "normalised pixels": (
+        Sequential([Normalize((0.5, 0.2, 0.1), (0.3, 0.2, 2.0)), Flatten(), Dense(5), ReLU(), Dense(3)]),
+        (4, 5, 3),
+        lambda nn, *_: nn.Sequential(
+            fixed(nn, (0.5, 0.2, 0.1), (0.3, 0.2, 2.0)), nn.Flatten(), nn.Linear(60, 5), nn.ReLU(), nn.Linear(5, 3)
         ),
     ),
     "one layer": (Dense(3), (4,), lambda nn, *_: nn.Linear(4, 3)),

@@ -31,11 +31,13 @@ def save(trainer: Trainer, path: str | Path, whole: bool) -> None:
     if whole:
         meta |= {
             "samples": trainer.samples,
+            "epochs": trainer.epochs,
             "seed": trainer.seed,
             "loss": _describe(trainer.loss),
             "optimizer": _describe(trainer.optimizer),
             "schedule": _describe(trainer.schedule),
             "history": trainer.history,
+            "position": trainer.position if trainer._fit is None else trainer._fit.position(),
         }
     files.write(
         path,
@@ -74,7 +76,8 @@ def load(
             seed=meta["seed"],
             dtype=contents.dtype,
         )
-        trainer.step, trainer.samples, trainer.history = meta["step"], meta["samples"], meta["history"]
+        trainer.step, trainer.samples, trainer.epochs = meta["step"], meta["samples"], meta["epochs"]
+        trainer.history, trainer.position = meta["history"], meta["position"]
     except (KeyError, TypeError) as e:
         raise FileFormatError(f"{path}: its description of the training is not as xpnn writes it ({e!r})") from e
     host = {"weights": contents.weights, "stats": contents.stats, "moments": contents.moments}
@@ -92,7 +95,8 @@ def load_weights(trainer: Trainer, path: str | Path, in_shape: Sequence[int] | N
         )
     weights, stats = files.load_weights(path, trainer.model, shape)
     trainer.restore(shape, {"weights": weights, "stats": stats, "moments": {}})
-    trainer.step, trainer.samples, trainer.history = 0, 0, []
+    trainer.step, trainer.samples, trainer.epochs, trainer.history = 0, 0, 0, []
+    trainer.position = None
 
 
 def _describe(thing: Any) -> dict[str, Any]:

@@ -42,7 +42,6 @@ PathLike = str | os.PathLike[str]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 _CODES = {"float32": "F32", "float64": "F64", "int64": "I64"}
-_STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -400,7 +399,7 @@ def _replace(target: Path, data: bytes) -> None:
     folder = target.parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to write {target.name} into; make it first")
-    _drop_stale(folder)
+    drop_stale(folder)
     temporary = folder / f".xpnn-{token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -429,11 +428,11 @@ def _replace(target: Path, data: bytes) -> None:
                 os.close(handle)
 
 
-def _drop_stale(folder: Path) -> None:
-    """Remove what writers that were killed have left behind."""
+def drop_stale(folder: Path, seconds: float = 3600) -> None:
+    """Remove what writers that were killed so many seconds ago have left behind."""
     for path in folder.glob(".xpnn-*.tmp"):
         with suppress(OSError):
-            if path.stat().st_mtime < time.time() - _STALE_SECONDS:
+            if path.stat().st_mtime <= time.time() - seconds:
                 path.unlink()
 
 

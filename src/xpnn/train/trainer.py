@@ -1,4 +1,4 @@
-"""The trainer: epochs, order, masks, schedule and metrics around an executor.
+"""The trainer: data, masks, schedule, callbacks and files around an executor; `fit` has what one training counts.
 
 It lives on the host and never touches a device array but through the executor; between two log lines it waits
 for nothing on the device.
@@ -6,10 +6,9 @@ for nothing on the device.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ import numpy as np
 from xpnn import backend as backends
 from xpnn import losses
 from xpnn.backend import Backend
-from xpnn.data.batches import ArrayBatches, Door, IterableBatches, whole
-from xpnn.errors import NonFiniteError, ShapeError
+from xpnn.data.augment import Augment
+from xpnn.data.batches import ArrayBatches, Door, IterableBatches, StreamedBatches, stays, whole
+from xpnn.errors import ShapeError
 from xpnn.layers.base import Layer
 from xpnn.ops._array import Array
-from xpnn.optim import SGD, Constant, Optimizer, Progress, Schedule
+from xpnn.optim import SGD, Constant, Optimizer, Schedule
 from xpnn.random import Stream
 from xpnn.train.callbacks import Callback
 from xpnn.train.executor import Executor, HostState, State
-
-Record = dict[str, Any]
-Source = ArrayBatches | IterableBatches
+from xpnn.train.fit import Fit, Record, Source, Total
 
 
 class Trainer:
@@ -44,6 +42,11 @@ class Trainer:
         device: which device, in the words of the backend's library.
         seed: the same seed gives the same weights, order and masks on every backend.
         dtype: "float32" or "float64"; images are cast to it.
+
+    Attributes:
+        step, samples, epochs: steps done, samples seen and epochs begun since the weights were drawn.
+        history: the records of all epochs.
+        position: where in a `fit` it stopped before its end, here or in the file it was loaded from; else None.
 
     Raises:
         BackendError: the backend is unknown or cannot be used here.
@@ -80,8 +83,11 @@ class Trainer:
         self.dtype = dtype
         self.step = 0
         self.samples = 0
+        self.epochs = 0
         self.history: list[Record] = []
         self.in_shape: tuple[int, ...] | None = None
+        self.position: dict[str, Any] | None = None
+        self._fit: Fit | None = None
         self._state: State | None = None
 
     # What it holds
@@ -158,17 +164,24 @@ class Trainer:
         epochs: int = 1,
         batch_size: int = 128,
         validation_data: Any = None,
+        augment: Augment | None = None,
         callbacks: Iterable[Callback] = (),
+        resume: bool = False,
     ) -> list[Record]:
         """Train; a second call goes on from the first.
 
         Args:
-            images: `(N, H, W, C)`, or a re-iterable source of batches `(images, labels)`.
+            images: `(N, H, W, C)`, or a re-iterable source of batches `(images, labels)`. An `np.memmap` and
+                `xpnn.data.Stored` stay where they are: no more than a few batches of them are in memory.
             labels: `(N,)` integers, or targets shaped like the model's output, as the loss asks for.
             epochs: how often to go through the data.
             batch_size: samples a step (for arrays; a source has its own).
             validation_data: `(images, labels)` or a source, evaluated after each epoch.
+            augment: how the images of each step are changed, see `xpnn.data.augment`; those of `validation_data`
+                are not.
             callbacks: objects that are told of the moments of training.
+            resume: go on with the `fit` that was interrupted, here or in the file that this trainer was loaded
+                from; the other arguments are those of then. It ends with the bits that it would have ended with.
 
         Returns:
             One record an epoch: `epoch, loss, accuracy, validation_loss, validation_accuracy, lr, seconds,
@@ -177,9 +190,11 @@ class Trainer:
         Raises:
             ShapeError: data that do not fit the model, the loss or each other.
             NonFiniteError: data or loss are not finite; the weights are those before the step.
-            ValueError: the model has no weights.
+            ValueError: the model has no weights, or there is nothing to resume, or other arguments than then.
         """
         epochs = whole("epochs", epochs, 0)
+        if not isinstance(augment, Augment | None):
+            raise TypeError(f"augment={augment!r}; expected an Augment, e.g. xpnn.data.augment.recipe('mnist')")
         source = self._source(images, labels, batch_size)
         if not self.executor.shapes:
             raise ValueError(f"{self.model!r} has no weights: there is nothing to train, but evaluate and predict work")
@@ -189,23 +204,31 @@ class Trainer:
             pair = pair and not isinstance(validation_data[0], tuple)  # that is a source of two batches
             x, y = validation_data if pair else (validation_data, None)
             validation = self._source(x, y, batch_size)
-        fit, records, callbacks = Fit(self, source, epochs), [], tuple(callbacks)
-        with ExitStack() as ends:
-            for callback in reversed(callbacks):
-                ends.callback(callback.on_end, fit)
+        fit, callbacks = Fit(self, source, epochs, augment), tuple(callbacks)
+        if resume:
+            fit.go_on(self.position)
+        self._fit, self.position = fit, None
+        begun: list[Callback] = []
+        try:
             for callback in callbacks:
                 callback.on_begin(fit)
-            for _ in range(epochs):
+                begun.append(callback)
+            while len(fit.records) < epochs and not fit.stopped:
                 with self.executor.session():
                     record = self._epoch(fit, callbacks)
+                    if record is None:
+                        break
                     if validation is not None:
                         record |= {f"validation_{k}": v for k, v in self._evaluate(validation).items()}
-                fit.losses.append(record["loss" if validation is None else "validation_loss"])
-                self.history.append(record)
-                records.append(record)
+                fit.end_epoch(record)
                 for callback in callbacks:
                     callback.on_epoch(fit, record)
-        return records
+        finally:
+            with ExitStack() as ends:  # one that fails keeps no other from its end
+                ends.callback(self._leave, fit)
+                for callback in reversed(begun):
+                    ends.callback(callback.on_end, fit)
+        return fit.records
 
     def evaluate(self, images: Any, labels: Any = None, *, batch_size: int = 256) -> dict[str, float]:
         """Loss and, where answers can be right or wrong, accuracy over a data set; arguments as in `fit`."""
@@ -217,18 +240,18 @@ class Trainer:
         """The model's output for each sample, as the caller's kind of array.
 
         Args:
-            images: `(N, H, W, C)`, a NumPy array or one of this trainer's backend.
+            images: `(N, H, W, C)`, a NumPy array, one of this trainer's backend, or `xpnn.data.Stored`.
             batch_size: samples computed at a time.
         """
         batch_size = whole("batch_size", batch_size, 1)
-        x = self._door.images(images)
+        x = self._door.let_in(images)
         self._out_shape(x.shape[1:])
         self.build(x.shape[1:])
         n, xp, executor, state = x.shape[0], self.backend.xp, self.executor, self._state
         assert state is not None
         starts = range(0, max(n, 1), batch_size)
         with executor.session():
-            parts = [executor.predict(state, x[i : min(i + batch_size, n), ...]) for i in starts]
+            parts = [executor.predict(state, self._door.images(x[i : min(i + batch_size, n), ...])) for i in starts]
         y = parts[0] if len(parts) == 1 else xp.concat(parts)
         return y if self.backend.owns(images) else self.backend.to_numpy(y)
 
@@ -287,8 +310,9 @@ class Trainer:
 
     def _source(self, images: Any, labels: Any, batch_size: int) -> Source:
         if labels is not None:
-            x = self._door.images(images)
-            arrays = ArrayBatches(self._door, x, labels, self._out_shape(x.shape[1:]), batch_size)
+            x = self._door.let_in(images)
+            batches_of = StreamedBatches if stays(x) else ArrayBatches
+            arrays = batches_of(self._door, x, labels, self._out_shape(x.shape[1:]), batch_size)
             self.build(x.shape[1:])  # once all is well: data that are refused settle no size
             return arrays
         if hasattr(images, "shape"):
@@ -316,24 +340,34 @@ class Trainer:
             raise ShapeError(f"samples have shape {in_shape}, but this model was built for {self.in_shape}: {remedy}")
         return self.model.shape(in_shape)
 
-    def _epoch(self, fit: Fit, callbacks: Iterable[Callback]) -> Record:
-        order = fit.begin_epoch()
+    def _leave(self, fit: Fit) -> None:
+        self._fit = None
+        self.position = fit.position() if fit.between_steps else None
+
+    def _epoch(self, fit: Fit, callbacks: Iterable[Callback]) -> Record | None:
+        """The record of an epoch, or None where training was stopped in it."""
         try:
-            for images, targets, host in fit.source.epoch(order):
+            for images, targets, host in fit.begin_epoch():
                 lr = self.optimizer.lr * self.schedule(fit.progress)
                 scalars = self.executor.scalars(self.loss.divisor(host), lr, self.step + 1)
+                images = fit.augmented(images)
                 draws = self._draws(self.samples, len(host))
                 assert self._state is not None
+                fit.between_steps = False
                 self._state, metrics = self.executor.step(self._state, images, targets, draws, scalars)
                 self.step += 1
                 self.samples += len(host)
                 fit.add(metrics, host, lr)
+                fit.between_steps = True
                 for callback in callbacks:
                     callback.on_step(fit)
+                if fit.stopped and fit.step != fit.steps:
+                    fit.check()
+                    return None
         except BaseException:
             fit.settle()
             raise
-        return fit.end_epoch()
+        return fit.record()
 
     def _draws(self, first: int, samples: int) -> Mapping[str, Array]:
         """The masks of a step, by the number of each sample since training began."""
@@ -348,140 +382,4 @@ class Trainer:
         total = Total(self)
         for images, targets, host in source.epoch():
             total.add(self.executor.evaluate(self._state, images, targets), host)
-        return total.means()
-
-
-@dataclass
-class Total:
-    """Metrics added up: they stay on the device until somebody asks."""
-
-    trainer: Trainer
-    waiting: list[Array] = field(default_factory=list)
-    sums: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(3))
-    steps: int = 0
-    divisor: float = 0.0
-    counted: int = 0
-
-    def add(self, metrics: Array, host: np.ndarray[Any, Any]) -> None:
-        """One batch."""
-        loss = self.trainer.loss
-        self.waiting.append(metrics)
-        self.steps += 1
-        self.divisor += loss.divisor(host)
-        self.counted += loss.counted(host)
-
-    def fetch(self) -> np.ndarray[Any, Any]:
-        """`[sum of the loss, right answers, finite steps]`; waits for the device."""
-        if self.waiting:
-            backend = self.trainer.backend
-            rows = backend.to_numpy(backend.xp.stack(self.waiting)).astype(np.float64)
-            rows[rows[:, 2] == 0, 0] = np.nan
-            self.sums, self.waiting = self.sums + rows.sum(axis=0), []
-        return self.sums
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and, where answers can be right or wrong, accuracy."""
-        loss, right, _ = self.fetch()
-        means = {"loss": float(loss / self.divisor) if self.divisor else 0.0}
-        if self.trainer.loss.answers:
-            means["accuracy"] = float(right / self.counted) if self.counted else 0.0
-        return means
-
-
-class Fit:
-    """One call of `fit` under way: what callbacks may look at.
-
-    Attributes:
-        trainer: whose it is.
-        epochs: epochs that there will be.
-        epoch: the one under way, from 1.
-        steps: steps an epoch, or None where the source does not tell.
-        step: steps done in this epoch.
-        lr: learning rate of the last step.
-        seconds: since the epoch began.
-        images: trained in this epoch.
-    """
-
-    def __init__(self, trainer: Trainer, source: Source, epochs: int) -> None:
-        self.trainer, self.source, self.epochs = trainer, source, epochs
-        self.epoch = self.step = self.done = self.images = 0
-        self.lr = 0.0
-        self.losses: list[float] = []
-        try:
-            self.steps: int | None = len(source)
-        except TypeError:
-            self.steps = None
-
-    @property
-    def progress(self) -> Progress:
-        """What a schedule sees."""
-        total = None if self.steps is None else self.steps * self.epochs
-        return Progress(self.done, total, self.epoch - 1, tuple(self.losses))
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the epoch began."""
-        return time.perf_counter() - self._began
-
-    def means(self) -> dict[str, float]:
-        """Mean loss and accuracy of the epoch so far; waits for the device."""
-        return self._total.means()
-
-    def begin_epoch(self) -> np.ndarray[Any, Any] | None:
-        """Draw the order of an epoch."""
-        self.epoch, self.step, self.images = self.epoch + 1, 0, 0
-        self._total, self._began = Total(self.trainer), time.perf_counter()
-        self._sizes: list[int] = []
-        if not isinstance(self.source, ArrayBatches):
-            self._order = None
-        else:
-            stream = Stream(self.trainer.seed, "order", str(len(self.trainer.history)))
-            self._order = stream.permutation(len(self.source.host))
-        return self._order
-
-    def add(self, metrics: Array, host: np.ndarray[Any, Any], lr: float) -> None:
-        """One step is done."""
-        self._total.add(metrics, host)
-        self._sizes.append(len(host))
-        self.step, self.done, self.images, self.lr = self.step + 1, self.done + 1, self.images + len(host), lr
-
-    def settle(self) -> int:
-        """The steps of this epoch that were done; from one that was not finite on, the trainer takes them back."""
-        done, trainer = int(self._total.fetch()[2]), self.trainer
-        if done < self.step and trainer._state is not None:
-            trainer.step -= self.step - done
-            trainer.samples -= sum(self._sizes[done:])
-            trainer._state["finite"] = trainer.backend.asarray(np.asarray(True))
-        return done
-
-    def end_epoch(self) -> Record:
-        """The record of the epoch; raises where a step was not finite."""
-        done, seconds = self.settle(), self.seconds
-        if done < self.step:
-            raise self._not_finite(done)
-        return {
-            "epoch": len(self.trainer.history) + 1,
-            **self._total.means(),
-            "lr": self.lr,
-            "seconds": seconds,
-            "images_per_second": self.images / seconds,
-        }
-
-    def _not_finite(self, batch: int) -> NonFiniteError:
-        """Replay the step that was not finite, and say where."""
-        trainer, state = self.trainer, self.trainer._state
-        assert state is not None
-        images, _, host = self.source.batch(batch, self._order)
-        found = trainer.executor.first_not_finite(state, images, trainer._draws(trainer.samples, len(host)))
-        where = (
-            f"the first output that is not finite is that of layer {found[0]} ({found[1]!r})"
-            if found
-            else "the outputs of all layers are finite, but the loss or the update of the weights is not"
-        )
-        old = trainer.optimizer
-        new = replace(old, lr=float(f"{old.lr / 10:.2g}"), clip_norm=old.clip_norm or 1.0)
-        return NonFiniteError(
-            f"training left the finite numbers at step {trainer.step + 1} (epoch {len(trainer.history) + 1}, "
-            f"batch {batch + 1}): {where}. The weights are those before that step. Go on with a smaller learning "
-            f"rate or a clipped gradient, e.g. trainer.optimizer = {new!r}"
-        )
+        return total.sums().means(self.loss)
