@@ -185,17 +185,20 @@ def test_a_network_that_differs(faulty, monkeypatch, capsys, tmp_path):
 
 def test_a_run_is_compared(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["train", "--limit", "100", "--epochs", "1", "--backend", "numpy", "--out", str(run)]) == 0
+    assert (
+        main(["train", "--limit", "100", "--epochs", "1", "--backend", "numpy", "--no-pictures", "--out", str(run)])
+        == 0
+    )
     capsys.readouterr()
     assert parity(run, "--batch-size", 8) == 0
-    assert parity(run / "state.safetensors", "--batch-size", 8) == 0
+    assert parity(run / "last.safetensors", "--batch-size", 8) == 0
     assert f"{run} on digits, layer by layer" in capsys.readouterr().out
 
 
 def test_mistakes_with_networks(capsys, tmp_path):
     assert refused(capsys, "tiny-cn").startswith("no model 'tiny-cn'")
     assert refused(capsys, tmp_path) == (
-        f"{tmp_path}: a folder without state.safetensors; give that of a run: xpnn train --out {tmp_path}"
+        f"{tmp_path}: a folder without last.safetensors; give that of a run: xpnn train --out {tmp_path}"
     )
     assert refused(capsys, tmp_path / "x.safetensors").startswith("there is no file ")
     assert refused(capsys, "tiny-cnn", "--backends", "numpy") == (

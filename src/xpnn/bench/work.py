@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from xpnn import models
 from xpnn.layers import Sequential
 from xpnn.layers.base import Layer, Shape
 from xpnn.layers.conv import Conv
-from xpnn.layers.dense import Dense
 from xpnn.layers.pool import MaxPool
 from xpnn.ops._window import Window, window
 from xpnn.ops.pool import pool_window
@@ -65,8 +63,8 @@ class Work:
 
         Training takes three times as many, for there are two gradients, less the gradient of the input.
         """
-        layers = [(layer, shape) for _, layer, shape in self.model.walk(self.in_shape)]
-        forward = [2 * _multiply_adds(layer, shape) for layer, shape in layers if isinstance(layer, Conv | Dense)]
+        counts = [layer.multiply_adds(shape) for _, layer, shape in self.model.walk(self.in_shape)]
+        forward = [2 * count for count in counts if count]
         return 3 * sum(forward) - forward[0] if self.training else sum(forward)
 
 
@@ -74,13 +72,6 @@ def initial_arrays(model: Layer, in_shape: Shape, seed: int = 0) -> dict[str, np
     """The weights and statistics that all sides begin with: those of a trainer."""
     weights, stats = model.init(in_shape, Stream(seed, "weights"))
     return {path: np.asarray(a, np.float32) for path, a in (weights | stats).items()}
-
-
-def _multiply_adds(layer: Conv | Dense, in_shape: Shape) -> int:
-    *spatial, channels = layer.shape(in_shape)
-    if isinstance(layer, Dense):
-        return prod(spatial) * channels * in_shape[-1]
-    return prod(spatial) * channels * prod(window_of(layer, in_shape).size) * in_shape[-1] // layer.groups
 
 
 def window_of(layer: Conv | MaxPool, in_shape: Shape) -> Window:

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from xpnn.cli import backends, bench, parity, train
+from xpnn.cli import backends, bench, completion, evaluate, explain, parity, predict, show, summary, train
 from xpnn.errors import NonFiniteError
 
+COMMANDS = train, evaluate, predict, explain, show, summary, backends, parity, bench, completion
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
+
+def parser() -> argparse.ArgumentParser:
+    """What reads the command line."""
     from xpnn import __version__
 
     parser = argparse.ArgumentParser(
@@ -22,13 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"xpnn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, backends, parity, bench):
+    for command in COMMANDS:
         command.add_to(commands)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
+    arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except NonFiniteError as e:
-        print(f"xpnn {arguments.command}: {e}\nOn the command line that is a smaller --lr.", file=sys.stderr)
+        print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
+        if "learning rate" in str(e):  # else the data are not finite
+            print("On the command line that is a smaller --lr.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # who reads our output has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

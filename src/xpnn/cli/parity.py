@@ -29,11 +29,12 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "parity",
         help="prove that backends compute the same, or show where they part",
-        description="Compute every op and layer forward and backward on each backend, by the standard bodies and by "
-        "the backend's own kernels (marked *), and hold each result against float64 on NumPy. The error r is in units "
-        "of rounding of what the result was summed from; up to min(4·√n, 32) is accepted for n terms. Results of ops "
-        "that round nothing must be equal (=). With a NETWORK it is one training step of that, layer by layer. The "
-        "exit status is 0 where all are the same, else 1.",
+        description="""Compute every op and layer forward and backward on each backend, by the standard
+bodies and by the backend's own kernels (marked *), and hold each result against
+float64 on NumPy. The error r is in units of rounding of what the result was
+summed from; up to min(4·√n, 32) is accepted for n terms. Results of ops that
+round nothing must be equal (=). With a NETWORK it is one training step of that,
+layer by layer. The exit status is 0 where all are the same, else 1.""",
         epilog="""examples:
   xpnn parity --backends numpy,cupy --html parity.html
   xpnn parity small-cnn --data mnist --backends numpy,cupy --steps 50""",
@@ -47,7 +48,7 @@ def add_to(commands: Any) -> None:
     add("--dtype", default="float32", choices=("float32", "float64"), help=default)
     add("--cases", metavar="PATTERN", help="an op, a layer or a pattern of them, e.g. 'conv*'; default: all")
     add("--data", default="digits", metavar="NAME", help=f"what the network sees: digits, mnist; {default}")
-    add("--data-dir", metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
+    add("--data-dir", metavar="DIR", help="folder of the set's original files (or set XPNN_DATA)")
     add("--batch-size", default=64, type=count, metavar="N", help=f"images a step; {default}")
     add("--steps", type=count, metavar="N", help="train on both for N steps, and see how far they drift apart")
     add("--train", action="store_true", help="train with some seeds on both, and compare the accuracies")
@@ -152,9 +153,9 @@ def _model(name: str, classes: int) -> tuple[Layer, Path | None]:
     """A named model, or that of a saved file or a run's folder, with the file of its weights."""
     path = Path(name)
     if path.is_dir():
-        path = path / "state.safetensors"
+        path = path / "last.safetensors"
         if not path.exists():
-            raise ValueError(f"{name}: a folder without state.safetensors; give that of a run: xpnn train --out {name}")
+            raise ValueError(f"{name}: a folder without last.safetensors; give that of a run: xpnn train --out {name}")
     elif not path.suffix:
         return models.get(name, classes), None
     return files.read(path).model, path

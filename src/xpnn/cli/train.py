@@ -1,42 +1,35 @@
-"""`xpnn train`: from a data set to a trained network, in one command."""
+"""`xpnn train`: from a data set to a trained network, in one command, and on from where it was interrupted."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
+import signal
 import sys
-import time
-from dataclasses import replace
-from math import isfinite
+import threading
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
-from xpnn import backend as backends
-from xpnn import data, models, optim
-from xpnn.cli.progress import progress
-from xpnn.cli.values import count, positive, share
-from xpnn.train import Callback, Trainer
+import numpy as np
 
-OPTIMIZERS: dict[str, optim.Optimizer] = {
-    "sgd": optim.SGD(lr=0.05, momentum=0.9),
-    "rmsprop": optim.RMSprop(lr=1e-3),
-    "adam": optim.Adam(lr=2e-3),
-    "adamw": optim.AdamW(lr=2e-3),
-}
-SCHEDULES: dict[str, optim.Schedule] = {
-    "constant": optim.Constant(),
-    "step": optim.Step(epochs=2, factor=0.3),
-    "cosine": optim.Cosine(),
-    "warm-up": optim.WarmUp(steps=100, after=optim.Cosine()),
-    "one-cycle": optim.OneCycle(),
-    "on-plateau": optim.OnPlateau(factor=0.3, patience=1),
-}
-RECIPES: dict[str, dict[str, Any]] = {  # what a data set is trained with unless the command line says otherwise
-    "digits": {"model": "tiny-cnn", "epochs": 20, "batch_size": 32},
-    "mnist": {"model": "small-cnn", "epochs": 3, "batch_size": 64},
-}
+from xpnn import __version__, data, losses, models, runs
+from xpnn import backend as backends
+from xpnn.cli import settings
+from xpnn.cli.progress import progress
+from xpnn.data import augment
+from xpnn.layers import Normalize, Sequential
+from xpnn.random import Stream
+from xpnn.runs import Config, Run
+from xpnn.train import Callback, Checkpoint, EarlyStopping, JSONLines, TensorBoard, TimeLimit, Trainer
+from xpnn.train.callbacks import to_json
+from xpnn.train.fit import Fit
+
+Part = tuple[Any, Any]
+"""Images and labels."""
 
 
 def add_to(commands: Any) -> None:
@@ -44,139 +37,248 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network and say how good it is",
-        description="Train a network and report its accuracy on images that it has not seen.",
+        description="""Train a network and report its accuracy on images that it has not seen. A
+folder keeps the run: configuration, metrics, checkpoints, pictures, a report.""",
         epilog="""examples:
   xpnn train
-  xpnn train --backend cupy --dataset mnist --data-dir ~/mnist --out runs/first""",
+  xpnn train --backend cupy --dataset mnist --data-dir ~/mnist --augment
+  xpnn train --dataset photos/ --model small-cnn --out runs/first
+  xpnn train --out runs/first --resume""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    quiet = {"default": argparse.SUPPRESS}
-    rates = ", ".join(f"{optimizer.lr:g} for {name}" for name, optimizer in OPTIMIZERS.items())
-    add = parser.add_argument
-    add("--backend", **quiet, metavar="NAME", help="numpy, cupy, … (`xpnn backends` lists them); default: auto")
-    add("--device", **quiet, metavar="NAME", help="which device, in the words of the backend, e.g. cuda:1")
-    add(
-        "--threads",
-        **quiet,
-        type=count,
-        metavar="N",
-        help="threads of the numpy backend; default: the cores it may use",
-    )
-    add("--dataset", default="digits", **_one_of(RECIPES))
-    add("--data-dir", **quiet, metavar="DIR", help="folder of the four MNIST files (or set XPNN_DATA)")
-    add("--model", **quiet, **_one_of(models.MODELS, _recipes("model")))
-    add("--epochs", **quiet, type=count, metavar="N", help=_recipes("epochs"))
-    add("--batch-size", **quiet, type=count, metavar="N", help=f"images a step; {_recipes('batch_size')}")
-    add("--optimizer", default="sgd", **_one_of(OPTIMIZERS))
-    add("--lr", **quiet, type=positive, metavar="X", help=f"largest learning rate; default: {rates}")
-    add("--schedule", default="one-cycle", **_one_of(SCHEDULES))
-    add("--seed", default=0, type=int, metavar="N", help="of weights, order and dropout; default: %(default)s")
-    add("--limit", **quiet, type=count, metavar="N", help="train on the first N images only")
-    add("--out", **quiet, type=Path, metavar="DIR", help="write summary, metrics and weights there")
-    add("--target-accuracy", **quiet, type=share, metavar="X", help="exit with status 1 below it")
-    add("--json", action="store_true", help="print nothing but the summary, as JSON")
+    settings.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, evaluate, write and report."""
-    given = vars(arguments)
-    recipe = RECIPES[arguments.dataset] | given
-    stream = sys.stderr if arguments.json else sys.stdout
+    given = {k: v for k, v in vars(arguments).items() if k not in ("run", "command")}
     if "threads" in given:
-        os.environ["XPNN_THREADS"] = str(arguments.threads)
-    backend = backends.get(given.get("backend"), given.get("device"))
-    dataset = data.load(arguments.dataset, given.get("data_dir"))
-    limit = given.get("limit", len(dataset.train_labels))
-    images, labels = dataset.train_images[:limit], dataset.train_labels[:limit]
-    trainer = Trainer(
-        models.get(recipe["model"], len(dataset.classes)),
-        optimizer=_optimizer(arguments.optimizer, given.get("lr")),
-        schedule=SCHEDULES[arguments.schedule],
-        backend=backend,
-        seed=arguments.seed,
-    ).build(images.shape[1:])
-    parameters = sum(w.size for w in trainer.weights.values())
-    callbacks: list[Callback] = [progress(stream)]
-    folder = None
-    if "out" in given:
-        folder = _new_folder(arguments.out)
-        callbacks.append(Metrics(folder / "metrics.jsonl"))
-    tests = len(dataset.test_labels)
-    print(f"{recipe['model']}: {parameters:,} parameters; backend {backend.name}, device {backend.device}", file=stream)
-    print(f"{arguments.dataset}: {len(labels):,} images to train on, {tests:,} to test", file=stream)
+        os.environ["XPNN_THREADS"] = str(given["threads"])
+    with ExitStack() as claims:
+        found = _to_resume(given) if "resume" in given else None
+        if found:
+            claims.enter_context(found.claimed())
+        config = found.config if found else settings.of_run(given)
+        place = given if "backend" in given else config | given  # another backend has other devices
+        backend = backends.get(place.get("backend"), place.get("device"))
+        dataset = data.load(
+            config["dataset"], given.get("data_dir", config.get("data_dir")), image_size=config.get("image_size"),
+            skip_corrupt=config.get("skip_corrupt", False),
+        )  # fmt: skip
+        train, validation = parts(dataset, config)
+        trainer = _trainer(config, dataset, train[0], backend)
+        if found and found.file("last.safetensors").exists():
+            trainer = _interrupted(found, trainer)
+        elif not found:
+            found = runs.new_run(given.get("out"), {**config, "backend": backend.name})
+            claims.enter_context(found.claimed())
+        return _train(found, trainer, dataset, train, validation, given)
 
+
+def _train(run: Run, trainer: Trainer, dataset: data.Dataset, train: Part, validation: Part, given: Config) -> int:
+    """Train in a folder that is ours; all that was asked for has been checked."""
+    stream, config, backend = sys.stderr if "json" in given else sys.stdout, run.config, trainer.backend
     test = dataset.test_images, dataset.test_labels
-    begun = time.perf_counter()
-    history = trainer.fit(
-        images, labels, epochs=recipe["epochs"], batch_size=recipe["batch_size"], validation_data=test,
-        callbacks=callbacks,
-    )  # fmt: skip
-    seconds = time.perf_counter() - begun
-    tested, trained = trainer.evaluate(*test), trainer.evaluate(images, labels)
-    summary = {
-        "test_accuracy": tested["accuracy"],
-        "test_loss": tested["loss"],
-        "train_accuracy": trained["accuracy"],
-        "seconds": seconds,
-        "images_per_second": len(labels) * len(history) / sum(record["seconds"] for record in history),
-        "parameters": parameters,
-        "dataset": arguments.dataset,
-        "model": recipe["model"],
-        "epochs": recipe["epochs"],
-        "batch_size": recipe["batch_size"],
-        "optimizer": repr(trainer.optimizer),
-        "schedule": repr(trainer.schedule),
-        "seed": arguments.seed,
-        "backend": backend.describe(),
-        "versions": _versions(),
-    }
+    facts = _facts(trainer, dataset, config)
+    run.write_summary({"status": "running"} | facts)
+    held_out = f", {len(validation[1]):,} to validate" if config.get("validation") else ""
+    device = f"backend {backend.name}, device {backend.device}"
+    print(f"{config['model']}: {facts['parameters']:,} parameters; {device}", file=stream)
+    print(f"{dataset.name}: {len(train[1]):,} images to train on{held_out}, {len(test[1]):,} to test", file=stream)
+    going_on = trainer.position is not None
+    if trainer.position:
+        print(f"goes on in epoch {trainer.position['records'] + 1}, after step {trainer.step:,}", file=stream)
+
+    watch = Watch()
+    if going_on or not trainer.step:  # else all epochs are done, and only what follows them is not
+        callbacks = [*_keepers(run, config | given), watch, progress(stream, "validation" if held_out else "test")]
+        try:
+            trainer.fit(
+                *train, epochs=config["epochs"], batch_size=config["batch_size"], validation_data=validation,
+                augment=_augment(config), callbacks=callbacks, resume=going_on,
+            )  # fmt: skip
+        except BaseException as e:
+            status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
+            with suppress(OSError):  # of a full disk, for one: that was said already
+                run.write_summary({"status": status, "error": str(e) or type(e).__name__} | facts)
+            raise
+    again = f"xpnn train --out {run.path} --resume"
+    if watch.signal or not trainer.history:
+        run.write_summary({"status": "interrupted"} | facts)
+        why = "interrupted" if watch.signal else f"{watch.stopped}, and no epoch is complete"
+        print(f"\nxpnn train: {why}; the checkpoint is written. To go on: {again}", file=sys.stderr)
+        return 128 + watch.signal if watch.signal else 1
+    if watch.stopped:
+        print(f"stopped: {watch.stopped}", file=stream)
+    summary = {"status": "interrupted" if trainer.position else "finished"} | result(trainer, train, test) | facts
+    run.write_summary(summary)
     _report(summary, stream)
-    if folder:
-        trainer.save(folder / "state.safetensors")
-        (folder / "summary.json").write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {folder}: summary.json, metrics.jsonl, state.safetensors", file=stream)
-    if arguments.json:
-        print(_json(summary, indent=2))
-    target = given.get("target_accuracy")
-    if target is not None and tested["accuracy"] < target:
-        print(f"xpnn train: test accuracy {tested['accuracy']:.4f} is below the target {target}", file=sys.stderr)
+    if "no_pictures" not in given:
+        _pictures(run, trainer, dataset, summary, stream)
+    print(f"the run is in {run.path}", file=stream)
+    if trainer.position:
+        print(f"to go on: {again}", file=stream)
+    if "json" in given:
+        print(to_json(summary, indent=2))
+    target, accuracy = given.get("target_accuracy"), summary["test_accuracy"]
+    if target is not None and accuracy < target:
+        print(f"xpnn train: test accuracy {accuracy:.4f} is below the target {target}", file=sys.stderr)
         return 1
     return 0
 
 
-class Metrics(Callback):
-    """One JSON line an epoch."""
+class Watch(Callback):
+    """Ends training on Ctrl-C or a request to terminate, after the step under way; a second Ctrl-C ends it at once."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    signal = 0
+    stopped: str | None = None
 
-    def on_epoch(self, fit: Any, record: dict[str, Any]) -> None:
-        """Add the line."""
-        with self.path.open("a", encoding="utf-8") as f:
-            f.write(_json(record) + "\n")
-
-
-def _optimizer(name: str, lr: float | None) -> optim.Optimizer:
-    return OPTIMIZERS[name] if lr is None else replace(OPTIMIZERS[name], lr=lr)
-
-
-def _new_folder(folder: Path) -> Path:
-    """Make the folder of a run before training, so that no result is lost for want of one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise OSError(
-            f"--out {folder}: cannot write there ({e.strerror}); choose a folder that you may write to"
-        ) from e
-    if any(folder.iterdir()):
-        raise ValueError(
-            f"--out {folder}: the folder is not empty, and a run would mix with what it holds; choose another"
+    def on_begin(self, fit: Fit) -> None:
+        """Listen, but in no thread but the main one, and not to what is ignored, as by a job in the background."""
+        here = threading.current_thread() is threading.main_thread()
+        both = (
+            s for s in (signal.SIGINT, signal.SIGTERM) if here and signal.getsignal(s) not in (None, signal.SIG_IGN)
         )
-    return folder
+        self._before = {s: signal.signal(s, self._heard) for s in both}
+
+    def on_step(self, fit: Fit) -> None:
+        """Stop where something was heard."""
+        if self.signal:
+            fit.stop("interrupted")
+
+    def on_epoch(self, fit: Fit, record: dict[str, Any]) -> None:
+        """Stop where something was heard, also after the last step."""
+        self.on_step(fit)
+
+    def on_end(self, fit: Fit) -> None:
+        """Listen no more."""
+        self.stopped = fit.stopped
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def _to_resume(given: Config) -> Run:
+    """The run that is to go on; raises where it is complete, or where something else is asked for than then."""
+    if "out" in given:
+        found = runs.open_run(given["out"])
+    elif "config" in given:
+        found = runs.open_run(given["config"].parent)
+    else:
+        found = runs.newest_run(Path("runs"))
+    found = Run(found.path, settings.of_run({"config": found.file("config.toml")}))  # checked: it may have been edited
+    if found.finished():
+        raise ValueError(
+            f"there is nothing to resume: the run in {found.path} is complete, {found.config['epochs']} epochs of "
+            f"{found.config['epochs']}; `xpnn evaluate {found.path}` looks at it"
+        )
+    asked = (settings.from_file(given["config"]) if "config" in given else {}) | settings.placed(given)
+    for name, value in asked.items():
+        if name not in settings.MAY_CHANGE and value != found.config.get(name):
+            option = f"--{name.replace('_', '-')}"
+            then = f"with {option} {found.config[name]}" if name in found.config else f"without {option}"
+            raise ValueError(
+                f"{option} {value}: the run in {found.path} was begun {then}, and goes on as it began; leave "
+                f"{option} out, or begin a new run without --resume"
+            )
+    return found
+
+
+def _trainer(config: Config, dataset: data.Dataset, images: Any, backend: backends.Backend) -> Trainer:
+    model = models.get(config["model"], len(dataset.classes))
+    if config.get("normalize"):
+        model = Sequential([Normalize.of(images), *model.layers])
+    return Trainer(
+        model,
+        losses.CrossEntropy(label_smoothing=config.get("label_smoothing", 0.0)),
+        settings.optimizer(config),
+        settings.SCHEDULES[config["schedule"]],
+        backend=backend,
+        seed=config["seed"],
+    ).build(images.shape[1:])
+
+
+def _interrupted(run: Run, wanted: Trainer) -> Trainer:
+    """The trainer as the last checkpoint has it, which must be what the configuration asks for."""
+    trainer = run.trainer(wanted.backend)
+    for name in ("model", "optimizer", "schedule", "loss", "seed"):
+        then, now = getattr(trainer, name), getattr(wanted, name)
+        if then != now:
+            raise ValueError(
+                f"{run.file('last.safetensors')} has the {name} {then!r}, but {run.file('config.toml')} asks for "
+                f"{now!r}; restore the file, or begin a new run with it: xpnn train --config {run.file('config.toml')}"
+            )
+    return trainer
+
+
+def parts(dataset: data.Dataset, config: Config) -> tuple[Part, Part]:
+    """What is trained on and what each epoch is validated with."""
+    limit = config.get("limit", len(dataset.train_labels))
+    images, labels = data.part(dataset.train_images, slice(limit)), dataset.train_labels[:limit]
+    if not config.get("validation"):
+        return (images, labels), (dataset.test_images, dataset.test_labels)
+    held_out = round(config["validation"] * len(labels))
+    if not 0 < held_out < len(labels):
+        raise ValueError(
+            f"--validation {config['validation']:g} of {len(labels)} images leaves none to train or to validate with"
+        )
+    order = Stream(0, "validation").permutation(len(labels))
+    first, rest = np.sort(order[:held_out]), np.sort(order[held_out:])
+    return (data.part(images, rest), labels[rest]), (data.part(images, first), labels[first])
+
+
+def _augment(config: Config) -> augment.Augment | None:
+    return augment.recipe(config["dataset"]) if config.get("augment") else None
+
+
+def _keepers(run: Run, config: Config) -> list[Callback]:
+    """The callbacks that write into the folder or end training early."""
+    keepers: list[Callback] = [
+        JSONLines(run.file("metrics.jsonl")),
+        TensorBoard(run.path),
+        Checkpoint(run.path, config["save_every"]),
+    ]
+    if "patience" in config:
+        keepers.append(EarlyStopping(config["patience"]))
+    if "time_limit" in config:
+        keepers.append(TimeLimit(config["time_limit"]))
+    return keepers
+
+
+def _facts(trainer: Trainer, dataset: data.Dataset, config: Config) -> dict[str, Any]:
+    """What a run is, before it has a result."""
+    return {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "in_shape": list(trainer.in_shape or ()),
+        "model": config["model"],
+        "parameters": sum(w.size for w in trainer.weights.values()),
+        "epochs": config["epochs"],
+        "batch_size": config["batch_size"],
+        "optimizer": repr(trainer.optimizer),
+        "schedule": repr(trainer.schedule),
+        "seed": config["seed"],
+        "backend": trainer.backend.describe(),
+        "versions": {"xpnn": __version__, "python": platform.python_version(), "numpy": np.__version__},
+    }
+
+
+def result(trainer: Trainer, train: Part, test: Part) -> dict[str, Any]:
+    """How good it is, and how fast it was."""
+    tested, trained, history = trainer.evaluate(*test), trainer.evaluate(*train), trainer.history
+    seconds = sum(record["seconds"] for record in history)
+    return {
+        "test_accuracy": tested["accuracy"],
+        "test_loss": tested["loss"],
+        "train_accuracy": trained["accuracy"],
+        "seconds": seconds,
+        "images_per_second": len(train[1]) * len(history) / seconds,
+    }
 
 
 def _report(summary: dict[str, Any], stream: TextIO) -> None:
@@ -188,25 +290,11 @@ def _report(summary: dict[str, Any], stream: TextIO) -> None:
     )
 
 
-def _json(values: dict[str, Any], **options: Any) -> str:
-    """JSON, which knows neither NaN nor infinity: a loss that is one of them becomes null."""
-    lost = {k: None for k, v in values.items() if isinstance(v, float) and not isfinite(v)}
-    return json.dumps(values | lost, allow_nan=False, **options)
+def _pictures(run: Run, trainer: Trainer, dataset: data.Dataset, summary: dict[str, Any], stream: TextIO) -> None:
+    """Draw what `xpnn show` draws; a want of matplotlib is no reason to fail after training."""
+    if find_spec("matplotlib") is None:
+        print(f'no pictures: pip install "xpnn[train]", then `xpnn show {run.path}`', file=stream)
+        return
+    from xpnn import pictures
 
-
-def _one_of(known: dict[str, Any], default: str = "default: %(default)s") -> dict[str, Any]:
-    """The options of an argument that takes one of some names."""
-    return {"choices": list(known), "metavar": "NAME", "help": f"{', '.join(known)}; {default}"}
-
-
-def _recipes(name: str) -> str:
-    """The default of what depends on the data set."""
-    return "default: " + ", ".join(f"{recipe[name]} for {dataset}" for dataset, recipe in RECIPES.items())
-
-
-def _versions() -> dict[str, str]:
-    import numpy as np
-
-    from xpnn import __version__
-
-    return {"xpnn": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    pictures.write(run.path, trainer, dataset, trainer.history, summary, run.config)

@@ -45,3 +45,11 @@ def writable(path: Path) -> None:
         raise OSError(f"cannot write {path} ({e.strerror}); choose a file in a folder that you may write to") from e
     if new:
         path.unlink()
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a command that looks at a run: its folder, which checkpoint, where to compute."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run, as `xpnn train` made it")
+    parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="default: %(default)s")
+    parser.add_argument("--backend", metavar="NAME", help="numpy, cupy, …; default: that of the run")
+    parser.add_argument("--device", metavar="NAME", help="which device, in the words of the backend")

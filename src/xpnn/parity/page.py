@@ -7,32 +7,19 @@ from html import escape
 from math import ceil, floor, log10
 from typing import Any
 
+from xpnn import page as frame
+
 DECADES = 3
 """What a bar shows on each side of the bound."""
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #d9dee7; --paper: #fff; --good: #2a7f62;
-  --bad: #c0392b; --bar: #7fb7a3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #343b48; --paper: #14171c;
-  --good: #6cc5a4; --bad: #ff7b6b; --bar: #2f6f5b; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 66rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .same { color: var(--good); } .differs { color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: left; padding: .15rem .6rem .15rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; } td.n, th.n { text-align: right; }
-td.long { white-space: normal; min-width: 10rem; vertical-align: top; }
 .bar { display: inline-block; position: relative; width: 5rem; height: .7rem; vertical-align: middle;
   background: linear-gradient(var(--soft), var(--soft)) 50% 0 / 1px 100% no-repeat; }
 .bar i { position: absolute; left: 0; top: .1rem; bottom: .1rem; background: var(--bar); }
 .bar.bad i { background: var(--bad); }
 .r { display: inline-block; min-width: 3.6rem; text-align: right; padding-right: .5rem; }
-p.note { color: var(--soft); max-width: 46rem; }
-pre { overflow-x: auto; font-size: .85rem; }
-figure { margin: 0 0 1rem; max-width: 46rem; } figcaption { color: var(--soft); font-size: .9rem; }
-svg { width: 100%; height: auto; }
+svg { width: 100%; }
 """
 
 
@@ -41,7 +28,10 @@ def page(record: Mapping[str, Any]) -> str:
     verdict, parts = record["verdict"], [f'<h1 class="{record["verdict"]}">{escape(record["said"])}</h1>']
     if record["faults"]:
         parts.append("<ul>" + "".join(f'<li class="differs">{escape(f)}</li>' for f in record["faults"]) + "</ul>")
-    parts += ["<h2>What was compared</h2>", _machine(record["machine"])]
+    parts += [
+        "<h2>What was compared</h2>",
+        frame.facts({n: {k: v for k, v in m.items() if k != "name"} for n, m in record["machine"].items()}),
+    ]
     noticed = ", ".join(f"{k} in {v['refused']} of {v['of']} cases" for k, v in record["noticed"].items())
     parts.append(f'<p class="note">Made to compute with coarse factors, NumPy was refused: {escape(noticed)}.</p>')
     for kind, section in (("layers", _layers), ("drift", _drift), ("training", _training)):
@@ -49,35 +39,8 @@ def page(record: Mapping[str, Any]) -> str:
             parts += [f"<h2>{escape(record[kind]['title'])}</h2>", section(record[kind])]
     if record["rows"]:
         parts += ["<h2>Ops and layers</h2>", _legend(record["dtype"]), _rows(record["rows"], record["sides"])]
-    title = f"xpnn parity: {', '.join(record['machine'])}: {verdict}"
-    date = escape(record["date"])
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n"
-        + "\n".join(parts)
-        + f'\n<p class="note">xpnn parity, {date}</p>\n</html>\n'
-    )
-
-
-def _machine(machine: Mapping[str, Mapping[str, Any]]) -> str:
-    told = [(k, v) for facts in machine.values() for k, v in facts.items() if k != "name" and v not in (None, "")]
-    head = "".join(f"<th>{escape(name)}</th>" for name in machine)
-    body = "".join(
-        f"<tr><th>{escape(key.replace('_', ' '))}</th>"
-        + "".join(f'<td class="long">{escape(_text(facts.get(key, "")))}</td>' for facts in machine.values())
-        + "</tr>"
-        for key in dict(told)
-    )
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_text, value))
-    return "yes" if value is True else "no" if value is False else str(value)
+    parts.append(f'<p class="note">xpnn parity, {escape(record["date"])}</p>')
+    return frame.page(f"xpnn parity: {', '.join(record['machine'])}: {verdict}", parts, _STYLE)
 
 
 def _legend(dtype: str) -> str:
