@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xpnn.data import mnist
-
 ROOT = Path(__file__).parents[2]
-BESIDE = ROOT.parent / "shared" / "data"
 
 
 def run(*arguments, **environment):
@@ -32,22 +29,19 @@ def test_article_on_the_digits():
     assert "by the loops" in lines[-1]
 
 
+def test_the_figures_of_the_article(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib.image")
+    folder = tmp_path / "figures"
+    done = article("--dataset", "digits", "--limit", 50, "--epochs", 1, "--naive-images", 1, "--figures", folder)
+    assert done.returncode == 0, done.stderr
+    for name in ("feature_map.png", "edges.png"):
+        assert matplotlib.imread(folder / name).std() > 0.1
+
+
 def test_article_below_its_target():
     done = article("--dataset", "digits", "--epochs", 1, "--limit", 50, "--naive-images", 1, "--target-accuracy", 1)
     assert done.returncode == 1
     assert "is below the target 1.0" in done.stderr
-
-
-@pytest.fixture
-def mnist_folder():
-    if not os.environ.get("XPNN_GATES"):
-        pytest.skip("the accuracy gates on MNIST take minutes: set XPNN_GATES=1")
-    folder = os.environ.get("XPNN_DATA") or str(BESIDE)
-    try:
-        mnist(folder)
-    except FileNotFoundError:
-        pytest.skip("the MNIST files are neither in XPNN_DATA nor in ../shared/data")
-    return folder
 
 
 @pytest.mark.parametrize(("limit", "target"), [(60_000, 0.975), (5_000, 0.94)])
@@ -64,3 +58,16 @@ def test_small_cnn_on_mnist(mnist_folder):
         XPNN_DATA=mnist_folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_backends_side_by_side():
+    script = ROOT / "examples" / "compare_backends.py"
+    done = run(script, "--backend", "numpy", "strict", "--limit", 200, "--epochs", 6, "--target-accuracy", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert "0 Conv2D" in done.stdout
+    numpy, strict = done.stdout.splitlines()[-2:]
+    assert numpy.startswith("numpy: test accuracy 0.")
+    assert strict.startswith("strict: test accuracy 0.")
+    done = run(script, "--backend", "numpy", "strict", "--limit", 40, "--epochs", 1, "--target-accuracy", 1)
+    assert done.returncode == 1
+    assert "is below the target 1.0" in done.stderr
