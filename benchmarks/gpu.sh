@@ -40,8 +40,8 @@ save() { # save SECONDS FILE COMMAND…: standard output goes to the file
 xpnn=("$python" -c 'import sys; from xpnn.cli import main; sys.exit(main())')
 
 part "backends" save 30 backends.json "${xpnn[@]}" backends --json
-part "digits" save 60 digits.json "${xpnn[@]}" train --backend cupy --json --target-accuracy 0.97
-[ -n "${XPNN_DATA:-}" ] && part "mnist" save 60 mnist.json "${xpnn[@]}" train --backend cupy --dataset mnist --epochs 1 --json
+part "digits" save 60 digits.json "${xpnn[@]}" train --backend cupy --no-pictures --out "$out/run-digits" --json --target-accuracy 0.97
+[ -n "${XPNN_DATA:-}" ] && part "mnist" save 60 mnist.json "${xpnn[@]}" train --backend cupy --no-pictures --out "$out/run-mnist" --dataset mnist --epochs 1 --json
 part "parity" timeout 120 "${xpnn[@]}" parity tiny-cnn --cases "*" --steps 30 --backends numpy,cupy --json "$out/parity-gpu.json" --html "$out/parity-gpu.html"
 part "bench" timeout 120 "${xpnn[@]}" bench --backend cupy --models article small-cnn lenet5 resnet20 --json "$out/bench-gpu.json"
 part "suite" bash -c "set -o pipefail; timeout 200 \"\$0\" -m pytest -q --backend cupy | tee \"\$1\"" "$python" "$out/suite.txt"

@@ -39,17 +39,13 @@ def told(images, accuracy, target):
     return accuracy >= target
 
 
-class Stop(Exception):
-    """The target is reached."""
-
-
 def ours(data, seed, target, backend):
     class Look(xpnn.Callback):
         def on_step(self, fit):
             if fit.done in looks(fit.steps):
                 found = fit.trainer.evaluate(data.test_images, data.test_labels, batch_size=1000)
                 if told((fit.epoch - 1) * len(data.train_labels) + fit.images, found["accuracy"], target):
-                    raise Stop
+                    fit.stop("the target is reached")
 
     optimizer = xpnn.optim.SGD(lr=LR, momentum=MOMENTUM)
     trainer = xpnn.Trainer(xpnn.models.get(MODEL), optimizer=optimizer, schedule=OneCycle(), backend=backend, seed=seed)
@@ -88,19 +84,16 @@ def pytorch(data, seed, target, threads):
                 with torch.inference_mode():
                     found = torch.cat([net(part).argmax(1) for part in test.split(1000)])
                 if told(images, int((found == answers).sum()) / len(answers), target):
-                    raise Stop
+                    return
 
 
 def child(args):
     """One run, in its own process."""
     data = xpnn.data.mnist()
-    try:
-        if args.run == "xpnn":
-            ours(data, args.seeds[0], args.target, args.backend)
-        else:
-            pytorch(data, args.seeds[0], args.target, args.threads)
-    except Stop:
-        pass
+    if args.run == "xpnn":
+        ours(data, args.seeds[0], args.target, args.backend)
+    else:
+        pytorch(data, args.seeds[0], args.target, args.threads)
 
 
 def timed(side, seed, args):
