@@ -96,7 +96,7 @@ def variants(name: str) -> list[Variant]:
     first, *second = {
         "numpy": [
             Variant(name, name, cls),
-            *([Variant("numpy-plain", name, PlainBackend, full=False)] if compiled()[1] else []),
+            *([Variant("numpy-plain", name, PlainBackend, full=False)] if compiled() else []),
             Variant("numpy-readonly", name, ReadOnlyBackend, full=False),
         ],
         "strict": [  # never on the default device, where mistakes pass

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, ClassVar
 
 import array_api_compat.numpy as xp
@@ -40,9 +42,14 @@ class NumPyBackend(Backend):
         self.xp, self.device = xp, "cpu"
         self.compiled: str | None = None
         """Who compiled some of the kernels."""
-        if self.kernels is KERNELS and not uncompiled_only():
-            kernels, self.compiled = compiled()
-            self.kernels = {**KERNELS, **kernels}  # type: ignore[misc]  # those of this machine
+        self.updates: Mapping[type[Any], Callable[..., bool]] = {}
+        """Compiled updates of some optimizers."""
+        self.sharing: Callable[[int], AbstractContextManager[None]] = _alone
+        """Entered where kernels may share their work among so many threads."""
+        fast = compiled() if self.kernels is KERNELS and not uncompiled_only() else None
+        if fast is not None:
+            self.kernels = {**KERNELS, **fast.KERNELS}  # type: ignore[misc]  # those of this machine
+            self.compiled, self.updates, self.sharing = fast.COMPILER, fast.UPDATES, fast.sharing
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """`x` itself."""
@@ -68,11 +75,16 @@ class NumPyBackend(Backend):
         return super().describe() | {"compiled": self.compiled, "blas": libraries}
 
 
+def _alone(threads: int) -> AbstractContextManager[None]:
+    """NumPy's own kernels share nothing."""
+    return nullcontext()
+
+
 @cache
-def compiled() -> tuple[Mapping[str, Callable[..., Any]], str | None]:
-    """The compiled kernels and who compiled them; none where that is not installed, or (with a warning) broken."""
+def compiled() -> ModuleType | None:
+    """The compiled kernels; None where numba is not installed, or (with a warning) broken."""
     if not find_spec("numba"):
-        return {}, None
+        return None
     try:
         from xpnn_numpy import fast
     except Exception as e:
@@ -81,5 +93,5 @@ def compiled() -> tuple[Mapping[str, Callable[..., Any]], str | None]:
             RuntimeWarning,
             stacklevel=3,
         )
-        return {}, None
-    return fast.KERNELS, fast.COMPILER
+        return None
+    return fast

@@ -3,17 +3,18 @@
 A batch is cut into at most 8 lanes, where it has work enough for them, and threads take whole lanes. Where a
 sample's result is its own, a lane is computed in pieces whose largest activation stays in the cache; where
 batch normalisation joins the samples, the lanes go side by side through the layers and meet at its sums. The
-update is cut as well. BLAS is held to one thread meanwhile, for the lanes are its parallel work.
+update is cut as well. BLAS is held to one thread meanwhile, for the lanes are its parallel work. Where there is one
+lane, compiled kernels (`fast`) share what each of them does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread
 from xpnn_numpy.lanes import LANES, MOST, Crew, Meeting, threads
 
+if TYPE_CHECKING:
+    from xpnn_numpy import NumPyBackend
+
 PIECE_BYTES = 1 << 23
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
 CHUNK = 1 << 15
@@ -33,6 +37,8 @@ CHUNK = 1 << 15
 
 class PiecesExecutor(Executor):
     """The plain executor, its forward and backward cut into lanes and pieces, its update into chunks."""
+
+    backend: NumPyBackend
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,35 +60,54 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
-        flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
-        weights, moments = state["weights"], state["moments"]
-        new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
-        chunk = CHUNK
-        if self.optimizer.clip_norm is not None or not self.optimizer.elementwise:
-            flats, chunk = [self.optimizer.clip(self.backend.ops, _sum(flats))], max(len(weights), 1)
+        with self._sharing(len(images)):
+            flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
+            weights, moments = state["weights"], state["moments"]
+            new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
+            finite = bool(state["finite"]) and bool(np.isfinite(loss))
+            finite = finite and self._update(weights, flats, moments, scalars[1:], new, new_moments)
+        if finite:
+            state = {"weights": new, "moments": new_moments, "stats": stats, "finite": np.True_}
+        else:
+            state = {**state, "finite": np.False_}
+        return state, np.asarray([loss, right, finite], loss.dtype)
+
+    def _update(
+        self,
+        weights: Array,
+        flats: Array,
+        moments: Mapping[str, Array],
+        scalars: Array,
+        new: Array,
+        new_moments: Mapping[str, Array],
+    ) -> bool:
+        """Fill the new weights and moments; returns whether all weights are finite."""
+        optimizer, ops, chunk = self.optimizer, self.backend.ops, CHUNK
+        if optimizer.clip_norm is not None:
+            flats = optimizer.clip(ops, _sum(flats))[None]
+        if (compiled := self.backend.updates.get(type(optimizer))) is not None:
+            return compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
+        if not optimizer.elementwise:
+            chunk = max(len(weights), 1)
 
         def update(i: int) -> bool:
             part = slice(i * chunk, (i + 1) * chunk)
-            moved, m = self.optimizer.update(
-                self.backend.ops,
-                weights[part],
-                _sum([flat[part] for flat in flats]),
-                {name: moment[part] for name, moment in moments.items()},
-                scalars[1:],
+            moved, m = optimizer.update(
+                ops, weights[part], _sum(flats[:, part]), {name: m[part] for name, m in moments.items()}, scalars
             )
             new[part] = moved
             for name, moment in m.items():
                 new_moments[name][part] = moment
             return bool(np.isfinite(moved).all())
 
-        finite = (
-            bool(state["finite"]) and bool(np.isfinite(loss)) and all(self.crew.each(update, -(-len(new) // chunk)))
-        )
-        if finite:
-            state = {"weights": new, "moments": new_moments, "stats": stats, "finite": np.True_}
-        else:
-            state = {**state, "finite": np.False_}
-        return state, np.asarray([loss, right, finite], loss.dtype)
+        return all(self.crew.each(update, -(-len(new) // chunk)))
+
+    def _sharing(self, n: int) -> AbstractContextManager[None]:
+        """Kernels share their work where a batch of `n` is one lane."""
+        return self.backend.sharing(self.crew.threads if self._count(n) == 1 else 1)
+
+    def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
+        return {path: flat[part].reshape(shape) for path, part, shape in self._parts}
 
     def gradient(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
@@ -96,14 +121,16 @@ class PiecesExecutor(Executor):
         n, whole = len(images), super().predict
         pieces = max(self._count(n), self._pieces(n)) if self.model.divisible else 1
         if pieces == 1:
-            return whole(state, images)
+            with self._sharing(n):
+                return whole(state, images)
         cuts = [n * i // pieces for i in range(pieces + 1)]
         return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), pieces))
 
     def _count(self, n: int) -> int:
         """The lanes of a batch of `n`."""
-        enough = (lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes)
-        return max(enough, default=1) if self.model.divisible else 1
+        if not (self.model.per_sample or (self.model.divisible and self.backend.compiled is None)):
+            return 1  # lanes that meet at every sum: compiled kernels share their work at less cost
+        return max((lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes), default=1)
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""
@@ -111,17 +138,18 @@ class PiecesExecutor(Executor):
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
-    ) -> tuple[list[Array], dict[str, Array], Array, Array]:
-        """For each lane the flat gradient; the new statistics, the sum of the loss and of right answers."""
+    ) -> tuple[Array, dict[str, Array], Array, Array]:
+        """For each lane a row, the flat gradient; the new statistics, the sum of the loss and of right answers."""
         n, weights = len(images), self._tree(state["weights"])
         lanes = self._count(n)
         meeting = None if lanes == 1 or self.model.per_sample else Meeting(lanes, self.crew.threads)
 
-        def lane(i: int) -> tuple[Array, dict[str, Array], Array, Array]:
+        flats = np.empty((lanes, len(state["weights"])), self.dtype)
+
+        def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
             a, b = n * i // lanes, n * (i + 1) // lanes
             ops = self.backend.ops if meeting is None else self._ops[i]
-            flat = np.empty_like(state["weights"])
-            gradient, stats, loss, right = self._tree(flat), dict[str, Array](), None, None
+            gradient, stats, loss, right = self._tree(flats[i]), dict[str, Array](), None, None
             pieces = self._pieces(b - a) if self.model.per_sample else 1
             for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
@@ -137,15 +165,15 @@ class PiecesExecutor(Executor):
                     loss, right = loss + part, right + hits
                     for path, g in gradients.items():
                         gradient[path] += g
-            return flat, stats, loss, right
+            return stats, loss, right
 
         if meeting is None:
             results = self.crew.each(lane, lanes)
         else:
             self._meeting = meeting
             results = self.crew.together(lane, meeting)
-        flats, stats, losses, rights = zip(*results, strict=True)
-        return list(flats), stats[0], _sum(losses), _sum(rights)
+        stats, losses, rights = zip(*results, strict=True)
+        return flats, stats[0], _sum(losses), _sum(rights)
 
     @cached_property
     def _ops(self) -> list[Ops]:

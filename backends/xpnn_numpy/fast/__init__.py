@@ -4,8 +4,9 @@ Why: threads share one interpreter, and whoever calls NumPy gives its lock up an
 calls of less than some 200 µs gain nothing from a second thread. Here a convolution with its pool is one long call
 without the lock, and what NumPy does pass by pass over an image is done in one pass while the data are in the cache.
 
-Nothing is parallel in here: threads take whole lanes, and the bits do not depend on
-how many there are. The first run on a machine compiles for some ten seconds; what it made stays on disk.
+Threads take whole lanes; where a batch is too small for more than one, helpers take parts of each kernel (`_team`).
+The bits do not depend on how many there are. The first run on a machine compiles for some twenty seconds; what it made
+stays on disk.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from typing import Any
 
 import numba
 
+from xpnn_numpy.fast._team import team
 from xpnn_numpy.fast.activation import relu, tanh
 from xpnn_numpy.fast.convolution import conv, conv_pool
 from xpnn_numpy.fast.loss import softmax_cross_entropy
 from xpnn_numpy.fast.norm import batch_norm
 from xpnn_numpy.fast.pool import avg_pool, max_pool
+from xpnn_numpy.fast.update import UPDATES
+
+__all__ = ["COMPILER", "KERNELS", "UPDATES", "sharing"]
 
 COMPILER = f"numba {numba.__version__}"
+sharing = team.sharing
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
     "conv_pool": conv_pool,

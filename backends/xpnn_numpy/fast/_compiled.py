@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -17,7 +20,15 @@ def compiled(f: F) -> F:
 
     Of the liberties of fast maths only the fused multiply-add is taken: NaN, infinities and the order of sums stay.
     """
-    return cast(F, numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")(f))
+    kernel = numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")(f)
+    kernel._cache._cache_file._source_stamp = _stamp()  # numba's own looks at the file of `f`, not at what is inlined
+    return cast(F, kernel)
+
+
+@cache
+def _stamp() -> str:
+    """A digest of all sources of the kernels."""
+    return sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def takes(x: Host) -> bool:

@@ -17,7 +17,7 @@ over them is not to be relied on.
 from __future__ import annotations
 
 from itertools import chain
-from math import prod
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ WIDE = 8 if FEATURES.get("avx512f") or FEATURES.get("neon") else 6
 NARROW = 10
 """Rows of a tile of one vector: their addresses fit the other registers."""
 MOST = max(WIDE, NARROW)
+TILES = lcm(WIDE, NARROW)
+"""Rows that either tile divides."""
 TERMS = 128
 """Added one after the other, as in `ops.total`."""
 FAR = 256
@@ -123,15 +125,9 @@ def _tile(rows: int, vectors: int) -> Any:
 _wide, _narrow = _tile(WIDE, 2), _tile(NARROW, 1)
 
 
-def room(shape: tuple[int, ...], dtype: Any) -> Host:
-    """An empty array for `multiply` to fill: behind its end there is room for the rest of a tile."""
-    size = prod(shape)
-    return np.empty(size + slack(shape[-1]), dtype)[:size].reshape(shape)
-
-
 @compiled
 def slack(n: int) -> int:
-    """How many values that is, of rows of `n`."""
+    """How many values `multiply` may write behind the last of its rows of `n`."""
     return MOST * n + BYTES
 
 
@@ -184,7 +180,7 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
     """Add the product with rows `first …` of `b` to `sums`, whose panels are those of `packed`.
 
     `rows` goes on for another tile; `space` is for a panel of `b`, where it is not used as it lies. In the last one
-    the vectors reach into the next row: what comes of it stays in columns that `unpacked` leaves out.
+    the vectors reach into the next row: what comes of it stays in columns that `unpack` leaves out.
     """
     n, width, many, last = b.shape[1], 2 * BYTES // a.itemsize, len(rows) - MOST, first + len(cols)
     for column in range(0, n, width):
@@ -201,12 +197,10 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
 
 
 @compiled
-def unpacked(panels: Host, rows: int, n: int) -> Host:
-    """A matrix `(many, n)` of the first rows of its panels."""
-    width = 2 * BYTES // panels.itemsize
-    y = np.empty((rows - MOST, n), panels.dtype)
+def unpack(panels: Host, y: Host) -> None:
+    """Add the sums of `add_up` to `y`."""
+    (many, n), width = y.shape, 2 * BYTES // panels.itemsize
     for first in range(0, n, width):
-        for i in range(len(y)):
+        for i in range(many):
             for v in range(min(width, n - first)):
-                y[i, first + v] = panels[first * rows + i * width + v]
-    return y
+                y[i, first + v] += panels[first * (many + MOST) + i * width + v]

@@ -27,6 +27,15 @@ def forward(w: Window, pool: tuple[int, ...], c: int) -> tuple[Host, Host]:
     return phases[:, None] + windows, _sums([*taps, range(c)])
 
 
+@lru_cache(maxsize=4096)
+def frame(shape: tuple[int, ...], pads: Pads) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """An image `(*spatial, C)` as one of three axes, the channels in the last: shape, what comes before it, padded."""
+    *spatial, c = shape
+    axes = [(1, 0, 0)] * (3 - len(spatial)) + [(n, *pad) for n, pad in zip(spatial, pads, strict=True)]
+    axes[-1] = tuple(m * c for m in axes[-1])  # type: ignore[assignment]
+    return tuple(n for n, _, _ in axes), tuple(a for _, a, _ in axes), tuple(map(sum, axes))
+
+
 class Part(NamedTuple):
     """The inputs at one place between the strides, and what of the kernel and of `dy` they meet."""
 

@@ -19,7 +19,8 @@ from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
-from xpnn_numpy.fast._product import BYTES, MOST, add_up, multiply, packed, room, slack, tiled, unpacked
+from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_up, multiply, packed, slack, tiled, unpack
+from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
 from xpnn_numpy.kernels import convolution as numpys
 from xpnn_numpy.kernels import joined as numpys_joined
@@ -33,6 +34,10 @@ BLOCK_BYTES = 1 << 16
 """Of the responses that are made at a time."""
 BLOCK = 128
 """Outputs whose gradients are added up at a time: with what lies under them they stay in the first-level cache."""
+OVERLAP = 2 * MOST
+"""Rows at the end of a part that are made elsewhere and copied: `multiply` would spoil those of the next part."""
+STRETCHES = 4
+"""Parts of the outputs, at the most, each of which has sums of its own."""
 LOSER = 255
 """In place of a maximum that ReLU has cut off."""
 FOLLOWED = 48
@@ -82,34 +87,36 @@ def conv_pool(
 def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
     c_out, windows, matrix = len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
     image, (places, taps) = _padded(x, w.pads), _windows.forward(w, windows, x.shape[-1])
-    y = room((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
+    y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
     offset = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
     _forward(image, places, taps, plain(matrix.T), offset, relu, y.reshape(-1, c_out), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        rows, dbias, dx = plain(dy).reshape(-1, c_out), np.zeros(c_out), None
-        if bias is not None:
-            _add_up(rows, place, dbias)
+        rows, dx = plain(dy).reshape(-1, c_out), None
+        dbias = None if bias is None else _add_up(rows, place).astype(x.dtype)
         many = len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
             run = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1)  # taps that lie together
-            dimage = np.zeros(image.shape if input_gradient else (0, 0), x.dtype)
-            dmatrix = _follow(image, places, taps, rows, place, run, plain(matrix), dimage)
+            dmatrix, dimage = _follow(image, places, taps, rows, place, run, plain(matrix), input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
         if not (pool and many):
             dmatrix = _weight_gradient(image, places, taps, rows, place).T
-        return dx, dmatrix.reshape(weight.shape), None if bias is None else dbias.astype(x.dtype)
+        return dx, dmatrix.reshape(weight.shape), dbias
 
     return y, backward
 
 
 def _padded(x: Host, pads: _windows.Pads) -> Host:
     """The images with zeros around them, one a row."""
-    image: Host = numpys.pad(plain(x), pads)
-    return plain(image).reshape(len(x), prod(image.shape[1:]))
+    if not any(map(any, pads)):
+        return plain(x).reshape(len(x), prod(x.shape[1:]))
+    shape, before, padded = _windows.frame(x.shape[1:], pads)
+    image = np.empty((len(x), *padded), x.dtype)
+    _pad(plain(x).reshape(len(x), *shape), before, image)
+    return image.reshape(len(x), prod(padded))
 
 
 def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
@@ -118,7 +125,7 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
     none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
     for inputs, taps, places, offsets in parts:
-        part = room((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
+        part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
             met = np.moveaxis(weight[np.ix_(range(c_out), *taps)], 0, -2).reshape(-1, c)
             _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere)
@@ -131,21 +138,68 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
 
 
 @compiled
+def _pad(x: Host, before: tuple[int, ...], image: Host) -> None:
+    """Copy images of three axes, the channels in the last one, to where `before` says, and zeros around them."""
+    parts = min(len(x), cut(image.size, 4))
+    share(_pad_part, (parts, x, before, image), parts)
+
+
+@compiled
+def _pad_part(part: int, parts: int, x: Host, before: tuple[int, ...], image: Host) -> None:
+    (n0, n1, n2), (b0, b1, b2) = x.shape[1:], before
+    begin, end = stretch(len(x), part, parts)
+    for i in range(begin, end):
+        for i0 in range(image.shape[1]):
+            for i1 in range(image.shape[2]):
+                line = image[i, i0, i1]
+                inside = b0 <= i0 < b0 + n0 and b1 <= i1 < b1 + n1
+                first, last = (b2, b2 + n2) if inside else (len(line), len(line))
+                for k in range(min(first, len(line))):
+                    line[k] = 0
+                if inside:
+                    row, shift = x[i, i0 - b0, i1 - b1], np.uint64(b2)
+                    for k in range(np.uint64(n2)):
+                        line[shift + k] = row[k]
+                for k in range(last, len(line)):
+                    line[k] = 0
+
+
+@compiled
 def _forward(x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host, place: Host) -> None:
-    """Fill `y` and the places of its maxima, block by block; `weight` is `(K·C, C_out)`."""
-    (phases, _), c_out, pooled = places.shape, y.shape[1], len(place) > 0
-    block = max(BLOCK_BYTES // (phases * c_out * y.itemsize * MOST), 1) * MOST
-    rows, panels, image = np.empty(block + MOST, np.int64), packed(weight), x.reshape(-1)
-    responses = np.empty(phases * block * c_out + slack(c_out) if pooled else 0, y.dtype)
-    for first in range(0, len(y), block):
-        last = min(first + block, len(y))
+    """Fill `y` and the places of its maxima; `weight` is `(K·C, C_out)`."""
+    phases, c_out = len(places), y.shape[1]
+    parts = cut(len(y), phases * len(taps) * c_out)
+    most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
+    block = min(tiled(-(-len(y) // parts), TILES), most)
+    parts = min(parts, -(-len(y) // block))
+    share(_forward_part, (parts, block, x, places, taps, packed(weight), bias, relu, y, place), parts)
+
+
+@compiled
+def _forward_part(
+    part: int, parts: int, block: int, x: Host, places: Host, taps: Host, panels: Host, bias: Host, relu: bool, y: Host,
+    place: Host,
+) -> None:  # fmt: skip
+    """Some blocks of rows of `y`."""
+    (phases, _), c_out, pooled, image = places.shape, y.shape[1], len(place) > 0, x.reshape(-1)
+    rows = np.empty(block + MOST, np.int64)
+    responses = np.empty((phases * block if pooled else OVERLAP) * c_out + slack(c_out), y.dtype)
+    begin, last_block = stretch(-(-len(y) // block), part, parts)
+    end = min(last_block * block, len(y))
+    for first in range(begin * block, end, block):
+        last = min(first + block, end)
+        direct = first if pooled else min(max(end - OVERLAP, first), last)  # up to here rows are made where they belong
         for phase in range(phases):
             among(places[phase], x.shape[1], first, last, rows)
-            start = phase * (last - first) * c_out
-            out = responses[start:] if pooled else y[first:].reshape(-1)
-            multiply(image, rows, last - first, taps, panels, c_out, out)
+            multiply(image, rows, direct - first, taps, panels, c_out, y[first:].reshape(-1))
+            out = responses[phase * (last - first) * c_out :]
+            multiply(image, rows[direct - first :], last - direct, taps, panels, c_out, out)
         if pooled:
             _win(responses, y[first:last], place[first:last], phases)
+        else:
+            rest = y[direct:last].reshape(-1)
+            for k in range(len(rest)):
+                rest[k] = responses[k]
         if len(bias):
             _offset(y[first:last].reshape(-1), bias)
         if relu:
@@ -204,32 +258,59 @@ def _rectify(y: Host, place: Host) -> None:
 
 @compiled
 def _weight_gradient(x: Host, places: Host, taps: Host, dy: Host, place: Host) -> Host:
-    """That of the transposed matrix, `(K·C, C_out)`."""
-    pooled, c_out, image = len(place) > 0, dy.shape[1], x.reshape(-1)
-    rows, cols = np.full(len(taps) + MOST, taps[-1]), np.empty(BLOCK + MOST, np.int64)
-    rows[: len(taps)] = taps
-    width = 2 * BYTES // x.itemsize
-    sums, space = np.zeros(len(rows) * tiled(c_out, width), x.dtype), np.zeros(BLOCK * width, x.dtype)
-    spread = np.empty((BLOCK if pooled else 0, c_out), dy.dtype)
-    for first in range(0, len(dy), BLOCK):
+    """That of the transposed matrix, `(K·C, C_out)`: each part has some of the taps and a stretch of the outputs."""
+    c_out, width = dy.shape[1], 2 * BYTES // x.itemsize
+    parts = cut(len(dy) * len(places), len(taps) * c_out)
+    groups = max(min(parts, len(taps) // 64, 4), 1)
+    stretches = min(parts // groups, -(-len(dy) // BLOCK), STRETCHES)
+    size = ((len(taps) + groups - 1) // groups + MOST) * tiled(c_out, width)
+    sums, dmatrix = np.zeros((groups * stretches, size), x.dtype), np.zeros((len(taps), c_out), x.dtype)
+    share(_weight_gradient_part, (groups, x, places, taps, dy, place, sums), len(sums))
+    for part in range(len(sums)):
+        first, last = stretch(len(taps), part % groups, groups)
+        unpack(sums[part], dmatrix[first:last])
+    return dmatrix
+
+
+@compiled
+def _weight_gradient_part(
+    part: int, groups: int, x: Host, places: Host, taps: Host, dy: Host, place: Host, sums: Host
+) -> None:
+    pooled, image, (first, last) = len(place) > 0, x.reshape(-1), stretch(len(taps), part % groups, groups)
+    own = taps[first:last]
+    rows, cols = np.full(len(own) + MOST, own[-1]), np.empty(BLOCK + MOST, np.int64)
+    rows[: len(own)] = own
+    space = np.zeros(BLOCK * 2 * BYTES // x.itemsize, x.dtype)
+    spread = np.empty((BLOCK if pooled else 0, dy.shape[1]), dy.dtype)
+    begin, end = stretch(-(-len(dy) // BLOCK), part // groups, len(sums) // groups)
+    for first in range(begin * BLOCK, min(end * BLOCK, len(dy)), BLOCK):
         last = min(first + BLOCK, len(dy))
         for phase in range(len(places)):
             among(places[phase], x.shape[1], first, last, cols)
             if pooled:
                 _share(dy[first:last], place[first:last], phase, spread)
             b, start = (spread[: last - first], 0) if pooled else (dy, first)
-            add_up(image, rows, cols[: last - first], b, start, space, sums)
-    return unpacked(sums, len(rows), c_out)
+            add_up(image, rows, cols[: last - first], b, start, space, sums[part])
 
 
 @compiled
-def _add_up(dy: Host, place: Host, dbias: Host) -> None:
-    """Add each channel's sum, in blocks of few terms, which are added in 64 bits; what ReLU cut off has no gradient."""
-    c_out, d, won = dy.shape[1], dy.reshape(-1), place.reshape(-1)
+def _add_up(dy: Host, place: Host) -> Host:
+    """Each channel's sum, in 64 bits; what ReLU cut off has no gradient."""
+    sums = np.zeros((min(cut(len(dy), 4 * dy.shape[1]), STRETCHES), dy.shape[1]))
+    share(_add_up_part, (dy, place, sums), len(sums))
+    _fold(sums)
+    total: Host = sums[0]
+    return total
+
+
+@compiled
+def _add_up_part(part: int, dy: Host, place: Host, dbias: Host) -> None:
+    """In blocks of few terms."""
+    (begin, end), c_out, d, won = stretch(len(dy), part, len(dbias)), dy.shape[1], dy.reshape(-1), place.reshape(-1)
     width = max(1, 256 // c_out) * c_out  # some rows side by side
     sums = np.zeros(width, dy.dtype)
-    for first in range(0, len(d), 64 * width):
-        last = min(first + 64 * width, len(d))
+    for first in range(begin * c_out, end * c_out, 64 * width):
+        last = min(first + 64 * width, end * c_out)
         for start in range(first, last, width):
             i = np.uint64(start)
             many = np.uint64(min(width, last - start))
@@ -241,7 +322,7 @@ def _add_up(dy: Host, place: Host, dbias: Host) -> None:
                 for k in range(many):
                     sums[k] += d[i + k]
         for k in range(width):
-            dbias[k % c_out] += sums[k]
+            dbias[part, k % c_out] += sums[k]
             sums[k] = 0
 
 
@@ -255,20 +336,50 @@ def _share(dy: Host, place: Host, phase: int, spread: Host) -> None:
 
 
 @compiled
-def _follow(x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host, dx: Host) -> Host:
-    """The gradient of the matrix from each maximum by itself, channel by channel; that of `x` is added to `dx`.
+def _follow(
+    x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host, asked: bool
+) -> tuple[Host, Host]:
+    """The gradients of the matrix and, where it is asked for, of `x`, from each maximum by itself.
 
-    Taps lie together in runs of `length`; where `dx` is empty it is not asked for.
+    Each part has some of the images and some of the channels. Taps lie together in runs of `length`.
     """
+    parts = cut(len(dy), len(taps) * len(matrix))
+    stretches = min(parts, len(x), STRETCHES)
+    groups = max(min(parts, len(matrix) // 8, STRETCHES) // stretches, 1)
+    dmatrices = np.zeros((stretches, *matrix.shape), dy.dtype)
+    images = np.zeros((groups, len(x) * asked, x.shape[1]), dy.dtype)
+    share(_follow_part, (groups, x, places, taps, dy, place, length, matrix, images, dmatrices), groups * stretches)
+    _fold(dmatrices.reshape(stretches, -1))
+    _fold(images.reshape(groups, -1))
+    return dmatrices[0], images[0]
+
+
+@compiled
+def _fold(sums: Host) -> None:
+    """Add the other rows to the first."""
+    total = sums[0]
+    for row in sums[1:]:
+        for k in range(len(total)):
+            total[k] += row[k]
+
+
+@compiled
+def _follow_part(
+    part: int, groups: int, x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host,
+    images: Host, dmatrices: Host,
+) -> None:  # fmt: skip
+    """Channel by channel, some windows at a time."""
     block = 64  # windows whose inputs stay in the first-level cache, and terms of a sum
-    image, dimage, dmatrix = x.reshape(-1), dx.reshape(-1), np.zeros_like(matrix)
+    image, dimage, dmatrix = x.reshape(-1), images[part % groups].reshape(-1), dmatrices[part // groups]
     runs, row = taps[::length].copy(), np.empty(len(taps), dy.dtype)
     corners, shifts = np.empty(block + MOST, np.int64), places[:, 0]
-    many = np.uint64(length)
-    for first in range(0, len(dy), block):
-        last = min(first + block, len(dy))
+    many, windows = np.uint64(length), places.shape[1]
+    channel, channels = stretch(len(matrix), part % groups, groups)
+    begin, end = stretch(len(x), part // groups, len(dmatrices))
+    for first in range(begin * windows, end * windows, block):
+        last = min(first + block, end * windows)
         among(places[0], x.shape[1], first, last, corners)
-        for j in range(len(matrix)):
+        for j in range(channel, channels):
             weights = matrix[j]
             for k in range(len(row)):
                 row[k] = 0
@@ -287,4 +398,3 @@ def _follow(x: Host, places: Host, taps: Host, dy: Host, place: Host, length: in
                     r += length
             for k in range(len(row)):
                 dmatrix[j, k] += row[k]
-    return dmatrix

@@ -10,6 +10,7 @@ import numpy as np
 
 from xpnn.ops import norm as standard
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import norm as numpys
 from xpnn_numpy.kernels._rows import along, rows
 
@@ -71,63 +72,97 @@ def batch_norm(
 
 
 def _folded(sums: Host, like: Host) -> Host:
-    """The sums along an image row as one a channel."""
+    """The sums of all parts, along an image row, as one a channel."""
     folded: Host = sums.reshape(-1, len(like)).sum(0).astype(like.dtype)
     return folded
 
 
 @compiled
 def _sum(x: Host) -> Host:
-    total = np.zeros(x.shape[1])
-    for first in range(0, len(x), BLOCK):
+    sums = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1]))
+    share(_sum_part, (x, sums), len(sums))
+    return sums
+
+
+@compiled
+def _sum_part(part: int, x: Host, totals: Host) -> None:
+    total, (begin, end) = totals[part], stretch(len(x), part, len(totals))
+    for first in range(begin, end, BLOCK):
         sums = np.zeros(x.shape[1], x.dtype)
-        for i in range(first, min(first + BLOCK, len(x))):
+        for i in range(first, min(first + BLOCK, end)):
             for j in range(x.shape[1]):
                 sums[j] += x[i, j]
         for j in range(x.shape[1]):
             total[j] += sums[j]
-    return total
 
 
 @compiled
 def _sum_of_squares(x: Host, centre: Host) -> Host:
-    total = np.zeros(x.shape[1])
-    for first in range(0, len(x), BLOCK):
+    sums = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1]))
+    share(_sum_of_squares_part, (x, centre, sums), len(sums))
+    return sums
+
+
+@compiled
+def _sum_of_squares_part(part: int, x: Host, centre: Host, totals: Host) -> None:
+    total, (begin, end) = totals[part], stretch(len(x), part, len(totals))
+    for first in range(begin, end, BLOCK):
         sums = np.zeros(x.shape[1], x.dtype)
-        for i in range(first, min(first + BLOCK, len(x))):
+        for i in range(first, min(first + BLOCK, end)):
             for j in range(x.shape[1]):
                 centred = x[i, j] - centre[j]
                 sums[j] += centred * centred
         for j in range(x.shape[1]):
             total[j] += sums[j]
-    return total
 
 
 @compiled
 def _sum_with(d: Host, x: Host, centre: Host) -> Host:
     """The sums of `d` and of `d · (x - centre)`."""
-    total = np.zeros((2, d.shape[1]))
-    for first in range(0, len(d), BLOCK):
+    sums = np.zeros((2, cut(len(d), 8 * d.shape[1]), d.shape[1]))
+    share(_sum_with_part, (d, x, centre, sums), sums.shape[1])
+    return sums
+
+
+@compiled
+def _sum_with_part(part: int, d: Host, x: Host, centre: Host, totals: Host) -> None:
+    total, (begin, end) = totals[:, part], stretch(len(d), part, totals.shape[1])
+    for first in range(begin, end, BLOCK):
         sums, products = np.zeros(d.shape[1], d.dtype), np.zeros(d.shape[1], d.dtype)
-        for i in range(first, min(first + BLOCK, len(d))):
+        for i in range(first, min(first + BLOCK, end)):
             for j in range(d.shape[1]):
                 sums[j] += d[i, j]
                 products[j] += d[i, j] * (x[i, j] - centre[j])
         for j in range(d.shape[1]):
             total[0, j] += sums[j]
             total[1, j] += products[j]
-    return total
 
 
 @compiled
 def _normalise(x: Host, centre: Host, slope: Host, bias: Host, y: Host) -> None:
-    for i in range(len(x)):
+    parts = cut(len(x), 4 * x.shape[1])
+    share(_normalise_part, (parts, x, centre, slope, bias, y), parts)
+
+
+@compiled
+def _normalise_part(part: int, parts: int, x: Host, centre: Host, slope: Host, bias: Host, y: Host) -> None:
+    begin, end = stretch(len(x), part, parts)
+    for i in range(begin, end):
         for j in range(x.shape[1]):
             y[i, j] = (x[i, j] - centre[j]) * slope[j] + bias[j]
 
 
 @compiled
 def _pass_back(d: Host, x: Host, centre: Host, slope: Host, mean: Host, tilt: Host, dx: Host) -> None:
-    for i in range(len(d)):
+    parts = cut(len(d), 4 * d.shape[1])
+    share(_pass_back_part, (parts, d, x, centre, slope, mean, tilt, dx), parts)
+
+
+@compiled
+def _pass_back_part(
+    part: int, parts: int, d: Host, x: Host, centre: Host, slope: Host, mean: Host, tilt: Host, dx: Host
+) -> None:
+    begin, end = stretch(len(d), part, parts)
+    for i in range(begin, end):
         for j in range(d.shape[1]):
             dx[i, j] = d[i, j] * slope[j] - (x[i, j] - centre[j]) * tilt[j] - mean[j]

@@ -13,6 +13,7 @@ from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.pool import Backward
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import pool as numpys
 
 if TYPE_CHECKING:
@@ -113,7 +114,14 @@ def _under(g: Host, output: int, tap: int) -> int:
 
 @compiled
 def _max(x: Host, g: Host, y: Host, place: Host) -> None:
-    for output in range(len(y)):
+    parts = cut(len(y), 8 * g[SIZE].prod() * y.shape[1])
+    share(_max_part, (parts, x, g, y, place), parts)
+
+
+@compiled
+def _max_part(part: int, parts: int, x: Host, g: Host, y: Host, place: Host) -> None:
+    begin, end = stretch(len(y), part, parts)
+    for output in range(begin, end):
         best, won, first = y[output], place[output], True
         for tap in range(g[SIZE].prod()):
             pixel = _under(g, output, tap)
@@ -135,7 +143,16 @@ def _max(x: Host, g: Host, y: Host, place: Host) -> None:
 
 @compiled
 def _max_back(dy: Host, g: Host, place: Host, dx: Host) -> None:
-    for output in range(len(dy)):
+    images = len(dy) // max(g[OUT].prod(), 1)
+    parts = min(images, cut(len(dy), 8 * g[SIZE].prod() * dy.shape[1]))
+    share(_max_back_part, (images, parts, dy, g, place, dx), parts)
+
+
+@compiled
+def _max_back_part(part: int, images: int, parts: int, dy: Host, g: Host, place: Host, dx: Host) -> None:
+    """Of whole images: windows may overlap."""
+    begin, end = stretch(images, part, parts)
+    for output in range(begin * g[OUT].prod(), end * g[OUT].prod()):
         d, won = dy[output], place[output]
         for tap in range(g[SIZE].prod()):
             pixel = _under(g, output, tap)
@@ -149,11 +166,19 @@ def _max_back(dy: Host, g: Host, place: Host, dx: Host) -> None:
 
 @compiled
 def _mean(x: Host, g: Host, c: int, y: Host) -> None:
+    lines = len(y) // max(g[OUT, 2] * c, 1)
+    parts = cut(lines, 4 * g[SIZE].prod() * g[OUT, 2] * c)
+    share(_mean_part, (lines, parts, x, g, c, y), parts)
+
+
+@compiled
+def _mean_part(part: int, lines: int, parts: int, x: Host, g: Host, c: int, y: Host) -> None:
     """Line by line of `y`: the image's lines under it are added up along their length, then what is side by side."""
+    begin, end = stretch(lines, part, parts)
     (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
     width, many, total = np.uint64(n2 * c), np.uint64(c), x.dtype.type(k0 * k1 * k2)
     sums = np.empty(n2 * c, x.dtype)
-    for line in range(len(y) // max(o2 * c, 1)):
+    for line in range(begin, end):
         top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
         for tap in range(k0 * k1):
             start = np.uint64(top + (tap // k1 * n1 + tap % k1) * n2 * c)
@@ -174,11 +199,19 @@ def _mean(x: Host, g: Host, c: int, y: Host) -> None:
 
 @compiled
 def _spread(dy: Host, g: Host, c: int, dx: Host) -> None:
+    lines = len(dy) // max(g[OUT, 2] * c, 1)
+    parts = cut(lines, 4 * g[SIZE].prod() * g[OUT, 2] * c)
+    share(_spread_part, (lines, parts, dy, g, c, dx), parts)
+
+
+@compiled
+def _spread_part(part: int, lines: int, parts: int, dy: Host, g: Host, c: int, dx: Host) -> None:
     """Line by line of `dy`: its shares, side by side in a line of `dx`, which is copied to those below it."""
+    begin, end = stretch(lines, part, parts)
     (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
     width, many, total = np.uint64(n2 * c), np.uint64(c), dy.dtype.type(k0 * k1 * k2)
     shares = np.empty(n2 * c, dy.dtype)
-    for line in range(len(dy) // max(o2 * c, 1)):
+    for line in range(begin, end):
         for j in range(o2):
             start = np.uint64((line * o2 + j) * c)
             for tap in range(k2):

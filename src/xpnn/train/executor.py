@@ -50,8 +50,9 @@ class Executor:
     ) -> None:
         self.backend, self.model, self.loss, self.optimizer, self.dtype = backend, model, loss, optimizer, dtype
         weights, stats = model.init(in_shape, Stream(0, "sizes"))
-        draws = [d.path for d in model.draws(in_shape)]
-        self.program = model if standard_only() else lower(model, (weights, stats, draws))
+        self.draws = tuple(model.draws(in_shape))
+        paths = weights, stats, [d.path for d in self.draws]
+        self.program = model if standard_only() else lower(model, paths)
         self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
         self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
 

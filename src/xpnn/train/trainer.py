@@ -374,7 +374,7 @@ class Trainer:
         stream = Stream(self.seed, "draws")
         return {
             d.path: self.backend.asarray(stream.child(d.path).mask(first, samples, d.shape, d.probability))
-            for d in self.model.draws(self.in_shape or ())
+            for d in self.executor.draws
         }
 
     def _evaluate(self, source: Source) -> dict[str, float]:

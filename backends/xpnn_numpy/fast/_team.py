@@ -1,0 +1,302 @@
+"""Helpers that take parts of a compiled call: threads that look for work without the interpreter lock.
+
+Waking a thread takes longer than most kernels, and one that comes back to Python waits for the lock once more. So
+helpers stay in compiled code between kernels, as OpenMP's do, and look again and again whether there is work: a part
+is taken within a microsecond. Who has looked for some milliseconds in vain naps between two looks, and goes back to
+Python, to sleep, where there was nothing for longer. Nobody waits for a helper that has not come.
+
+`share(f, arguments, parts)` in a compiled function calls `f(i, *arguments)` for each part, on whoever is free. How work
+is cut is for the caller to fix, by shapes alone, so that the bits are the same for any number of helpers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from xpnn_numpy.fast._compiled import compiled
+
+ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, NEXT, INSIDE, FAILED = range(11)
+"""The words of the board: how many helpers may come, and how many look; whether somebody shares work; how many jobs
+there were; the number of the one that may be entered, or 0; what to call, with what, and how often; the next part; the
+helpers inside; how many parts failed."""
+LINE = 16
+"""Words from one to the next, each in cache lines of its own."""
+LEAST_ROWS, LEAST_COST, MOST_PARTS = 32, 1 << 18, 8
+"""Of a part: less than some microseconds of work are not worth another thread."""
+LOOKS, NAPS, NAP = 60_000, 2_000, 50
+"""Looks before a helper naps (some milliseconds), naps before it goes to sleep, and microseconds of a nap."""
+
+_memory = np.zeros((FAILED + 2) * LINE, np.int64)
+board = _memory[-_memory.ctypes.data % (8 * LINE) // 8 :][: (FAILED + 1) * LINE : LINE]
+binding.add_symbol("xpnn_team", board.ctypes.data)  # by name, for compiled code is kept on disk
+
+_int64, _int32 = ir.IntType(64), ir.IntType(32)
+_part = ir.FunctionType(_int32, [_int64, _int64])
+"""A part as helpers call it: the address of the arguments and its number in, 0 out unless it failed."""
+
+
+def _at(builder: Any, word: Any) -> Any:
+    """The address of a word."""
+    first = builder.module.globals.get("xpnn_team") or ir.GlobalVariable(builder.module, _int64, "xpnn_team")
+    return builder.gep(first, [builder.mul(word, _int64(LINE))])
+
+
+@intrinsic
+def _look(typing: Any, word: Any) -> Any:
+    """A word as it is now."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load_atomic(_at(builder, values[0]), "seq_cst", align=8)
+
+    return types.int64(types.int64), code
+
+
+@intrinsic
+def _swap(typing: Any, word: Any, value: Any) -> Any:
+    """Set a word; returns what it was."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("xchg", _at(builder, values[0]), values[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def _add(typing: Any, word: Any, value: Any) -> Any:
+    """Add to a word; returns what it was."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", _at(builder, values[0]), values[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
+def _call(typing: Any, function: Any, data: Any, part: Any) -> Any:
+    """Do a part of the work at these addresses; returns 1 where it failed."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        failed = builder.call(builder.inttoptr(values[0], _part.as_pointer()), values[1:])
+        return builder.zext(builder.icmp_signed("!=", failed, failed.type(0)), _int64)
+
+    return types.int64(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def _pause(typing: Any) -> Any:
+    """Tell the core that this loop waits."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if platform.machine() in ("x86_64", "AMD64"):
+            _call_c(builder, "llvm.x86.sse2.pause")
+        elif platform.machine() in ("aarch64", "arm64"):
+            _call_c(builder, "llvm.aarch64.hint", _int32(1))  # yield
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def _give_way(typing: Any) -> Any:
+    """Let whoever waits for this core have it."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if os.name == "posix":  # elsewhere it looks all the time
+            _call_c(builder, "sched_yield")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
+def _nap(typing: Any) -> Any:
+    """Sleep for a moment."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if os.name == "posix":
+            _call_c(builder, "usleep", _int32(NAP))
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+def _call_c(builder: Any, name: str, *values: Any) -> None:
+    returns = ir.VoidType() if name.startswith("llvm.") else _int32
+    kind = ir.FunctionType(returns, [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+
+@compiled
+def cut(n: int, cost: int) -> int:
+    """Into how many parts `n` rows are cut, each of which takes so many multiply-adds."""
+    return max(1, min(n // LEAST_ROWS, n * cost // LEAST_COST, MOST_PARTS))
+
+
+@compiled
+def stretch(n: int, part: int, parts: int) -> tuple[int, int]:
+    """Begin and end of one part of `n` rows."""
+    return n * part // parts, n * (part + 1) // parts
+
+
+@compiled
+def _wait(looks: int) -> None:
+    """Between one look and the next."""
+    if looks > LOOKS:
+        _nap()
+    elif looks % 64 == 0:
+        _give_way()
+    else:
+        _pause()
+
+
+@compiled
+def _take_parts(function: int, data: int, parts: int) -> None:
+    i = _add(NEXT, 1)
+    while i < parts:
+        if _call(function, data, i):
+            _add(FAILED, 1)
+        i = _add(NEXT, 1)
+
+
+@compiled
+def _work(function: int, data: int, parts: int) -> None:
+    """Do all parts, with helpers where there are any; one job is shared at a time: who comes second works alone."""
+    if parts < 2 or _look(LOOKING) == 0 or _look(ALLOWED) == 0 or _swap(OWNED, 1) != 0:
+        failed = 0
+        for i in range(parts):
+            failed += _call(function, data, i)
+    else:
+        for word, value in ((FUNCTION, function), (DATA, data), (PARTS, parts), (NEXT, 0), (FAILED, 0)):
+            _swap(word, value)
+        _swap(OPEN, _add(JOBS, 1) + 1)
+        _take_parts(function, data, parts)
+        _swap(OPEN, 0)
+        looks = 0
+        while _look(INSIDE) != 0:
+            looks += 1
+            _wait(looks)
+        failed = _look(FAILED)
+        _swap(OWNED, 0)
+    if failed:
+        raise MemoryError("a part of a compiled kernel failed")  # nothing else is raised in there
+
+
+_work.compile("void(int64, int64, int64)")  # type: ignore[attr-defined]  # for `share` to call
+
+
+@intrinsic
+def share(typing: Any, f: Any, arguments: Any, parts: Any) -> Any:
+    """Call `f(i, *arguments)` for i = 0 … parts - 1 on all who are free; returns when all is done."""
+    takes = f.get_call_type(typing, (types.int64, *arguments.types), {})
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        result = f.dispatcher.get_compile_result(takes)
+        context.add_linking_libs([result.library])
+        part = ir.Function(builder.module, _part, builder.module.get_unique_name("part"))
+        part.linkage = "internal"
+        inner = ir.IRBuilder(part.append_basic_block())
+        packed = inner.load(inner.inttoptr(part.args[0], values[1].type.as_pointer()))
+        each = [part.args[1], *cgutils.unpack_tuple(inner, packed)]
+        status, _ = context.call_internal_no_propagate(inner, result.fndesc, takes, each)
+        inner.ret(status.code)
+        places = part, cgutils.alloca_once_value(builder, values[1])
+        addresses = [builder.ptrtoint(place, _int64) for place in places]
+        work = _work.overloads[(types.int64,) * 3]
+        context.add_linking_libs([work.library])
+        return context.call_internal(builder, work.fndesc, work.signature, [*addresses, values[2]])
+
+    return types.void(f, arguments, types.int64), code
+
+
+@compiled
+def _help(number: int) -> None:
+    """Be helper `number`, from 0, until there was nothing to do for long."""
+    _add(LOOKING, 1)
+    done = looks = 0
+    while looks < LOOKS + NAPS and _look(ALLOWED) >= 0:
+        job = _look(OPEN)
+        if job != 0 and job != done and number < _look(ALLOWED):
+            _add(INSIDE, 1)
+            job = _look(OPEN)  # who opens another one waits until nobody is inside
+            if job != 0:
+                _take_parts(_look(FUNCTION), _look(DATA), _look(PARTS))
+                done, looks = job, 0
+            _add(INSIDE, -1)
+        else:
+            looks += 1
+            _wait(looks)
+    _add(LOOKING, -1)
+
+
+class Team:
+    """The helpers of this process."""
+
+    def __init__(self) -> None:
+        board[:] = 0
+        self.lock = threading.Lock()
+        self.helpers: list[_Helper] = []
+
+    @contextmanager
+    def sharing(self, threads: int) -> Iterator[None]:
+        """Have kernels share their work among so many threads, this one included."""
+        many = threads - 1
+        if board[LOOKING] < many:
+            with self.lock:
+                self.helpers += [_Helper(i) for i in range(len(self.helpers), many)]
+                for helper in self.helpers[:many]:
+                    helper.wake()
+        board[ALLOWED] = many
+        try:
+            yield
+        finally:
+            board[ALLOWED] = 0
+
+    def leave(self) -> None:
+        """End all helpers: compiled code does not outlive the interpreter."""
+        board[ALLOWED] = -1
+        for helper in self.helpers:
+            helper.leave()
+
+
+class _Helper:
+    def __init__(self, number: int) -> None:
+        self.number, self.asleep, self.leaves = number, True, False
+        self.bell = threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._live, name=f"xpnn-helper-{number}", daemon=True)
+        self.thread.start()
+
+    def wake(self) -> None:
+        if self.asleep:
+            self.asleep = False
+            self.bell.release()
+
+    def leave(self) -> None:
+        self.leaves = True
+        self.bell.release()
+        self.thread.join()
+
+    def _live(self) -> None:
+        while True:
+            self.bell.acquire()
+            if self.leaves:
+                return
+            _help(self.number)
+            self.asleep = True
+
+
+team = Team()
+atexit.register(team.leave)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=team.__init__)  # type: ignore[misc]  # helpers stay with the parent

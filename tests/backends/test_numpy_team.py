@@ -1,0 +1,206 @@
+"""Compiled kernels that share their work: the bits do not depend on who does a part, and nobody is waited for."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from faults import Plain
+
+import xpnn
+from xpnn import models
+from xpnn.layers import BatchNorm, Conv2D, Dense, GlobalAvgPool, ReLU, Residual, Sequential
+from xpnn.ops import Ops
+from xpnn.optim import SGD, Adam, AdamW
+from xpnn.parity import compare_network
+from xpnn.random import Stream
+
+numba = pytest.importorskip("numba")
+fast = pytest.importorskip("xpnn_numpy.fast")
+
+from xpnn_numpy.fast._team import FAILED, JOBS, LOOKING, board, share, team  # noqa: E402
+
+OPS = [  # shapes large enough to be cut in every way there is
+    ("conv", [(32, 14, 14, 32), (64, 3, 3, 32), (64,)], {"padding": "same"}),
+    ("conv", [(1, 28, 28, 16), (7, 3, 3, 16), (7,)], {"padding": 1}),
+    ("conv", [(9, 32, 32, 3), (16, 3, 3, 3), (16,)], {"stride": 2, "padding": 1}),
+    ("conv", [(3, 6, 9, 9, 4), (5, 3, 3, 3, 4), (5,)], {"padding": ((2, 0), (1, 0), (0, 1))}),
+    ("conv_pool", [(32, 28, 28, 1), (32, 3, 3, 1), (32,)], {"pool": 2, "relu": True}),
+    ("conv_pool", [(16, 13, 13, 32), (64, 3, 3, 32), (64,)], {"pool": 2}),
+    ("conv_pool", [(1, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
+    ("max_pool", [(9, 32, 32, 16)], {"window": 3, "stride": 2, "padding": 1}),
+    ("avg_pool", [(9, 32, 32, 16)], {"window": 2}),
+    ("batch_norm", [(9, 32, 32, 16), *[(16,)] * 4], {"training": True}),
+    ("relu", [(9, 32, 32, 16)], {}),
+    ("tanh", [(9, 32, 32, 16)], {}),
+]
+BATCH_NORM = Sequential(
+    [
+        Conv2D(16, 3, padding="same"), BatchNorm(), ReLU(),
+        Residual(Sequential([Conv2D(16, 3, padding="same"), BatchNorm(), ReLU()])),
+        Conv2D(70, 3, stride=2, padding=1), BatchNorm(), GlobalAvgPool(), Dense(10),
+    ]
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def all_kernels(monkeypatch):
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+
+
+def drawn(name, shape):
+    return Stream(7, name).uniform(shape, -1, 1).astype(np.float32)
+
+
+def come(threads):
+    """Wait until all helpers are there."""
+    until = time.monotonic() + 60
+    while board[LOOKING] < threads - 1:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def run(code, **environment):
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("name", "shapes", "options"), OPS)
+def test_shared_work_gives_the_same_bits(name, shapes, options):
+    op = getattr(xpnn.backend.get("numpy").ops, name)
+    arrays = [abs(drawn(f"{i}", shape)) if i == 4 else drawn(f"{i}", shape) for i, shape in enumerate(shapes)]
+    found, shared = [], []
+    for threads in (1, 2, 4):
+        with team.sharing(threads):
+            come(threads)
+            jobs = board[JOBS]
+            y, backward = op(*arrays, **options)
+            y = y if isinstance(y, tuple) else (y,)
+            found.append([*y, *backward(drawn("dy", y[0].shape))])
+            shared.append(board[JOBS] - jobs)
+    assert shared[0] == 0
+    assert min(shared[1:]) >= 2
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a is b is None or np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("model", [models.lenet5(), models.small_cnn(), BATCH_NORM], ids=["lenet5", "small", "normed"])
+def test_layers_of_real_size(model):
+    in_shape = (32, 32, 3) if model is BATCH_NORM else (28, 28, 1)
+    labels = (Stream(7, "labels").words(0, 18) % np.uint64(10)).astype(np.int64)
+    found = compare_network(model, ["numpy", Plain()], drawn("images", (18, *in_shape)), labels)
+    assert found.passed, "\n".join(found.lines())
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD(0.1),
+        SGD(0.1, momentum=0.9),
+        SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        Adam(0.01),
+        AdamW(0.01, beta1=0.7, weight_decay=0.1),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_updates_are_those_of_the_optimizers(optimizer, dtype):
+    n, lanes = 150_001, 3
+    weights, flats = drawn("w", (n,)).astype(dtype), drawn("g", (lanes, n)).astype(dtype)
+    old = {name: abs(drawn(name, (n,))).astype(dtype) for name in optimizer.moments}
+    scalars = np.asarray(optimizer.scalars(0.05, 3), dtype)
+    expected = optimizer.update(Ops(), weights, flats[0] + flats[1] + flats[2], old, scalars)
+    for threads in (1, 2):
+        new, moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in old.items()}
+        with team.sharing(threads):
+            assert fast.UPDATES[type(optimizer)](optimizer, weights, flats, old, scalars, new, moments) is True
+        assert set(moments) == set(expected[1])
+        for a, b in ((new, expected[0]), *((moments[name], expected[1][name]) for name in moments)):
+            np.testing.assert_allclose(a, b, rtol=8 * np.finfo(dtype).eps, atol=8 * np.finfo(dtype).eps)
+    flats[1, n - 1] = np.inf
+    assert fast.UPDATES[type(optimizer)](optimizer, weights, flats, old, scalars, new, moments) is False
+
+
+def test_a_part_that_fails_stops_the_kernel():
+    for threads in (1, 2):
+        with team.sharing(threads):
+            come(threads)
+            with pytest.raises(MemoryError, match="a part of a compiled kernel failed"):
+                _fails_at(5)
+            _fails_at(-1)
+    assert board[FAILED] == 0
+
+
+@numba.njit
+def _fail(part, number):
+    if part == number:
+        raise ValueError
+
+
+@numba.njit(nogil=True)
+def _fails_at(number):
+    share(_fail, (number,), 8)
+
+
+def test_who_comes_second_works_alone():
+    _nested()  # compiles
+    with team.sharing(2):
+        come(2)
+        jobs = board[JOBS]
+        _nested()
+    assert board[JOBS] == jobs + 1
+
+
+@numba.njit(nogil=True)
+def _inner(part, number):
+    pass
+
+
+@numba.njit(nogil=True)
+def _outer(part, number):
+    share(_inner, (number,), 8)
+
+
+@numba.njit(nogil=True)
+def _nested():
+    share(_outer, (0,), 8)
+
+
+def test_helpers_go_to_sleep_and_come_back():
+    for _ in range(2):
+        with team.sharing(3):
+            come(3)
+        until = time.monotonic() + 60
+        while board[LOOKING]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+TRAINED = """
+import os, sys, threading
+import numpy as np, xpnn
+from xpnn_numpy.fast._team import LOOKING, board, team
+def train():
+    trainer = xpnn.Trainer(xpnn.models.article(), backend="numpy", seed=1)
+    trainer.fit(np.ones((64, 28, 28, 1), "float32"), np.zeros(64, int), batch_size=32)
+    return trainer.weights["0.weight"].tobytes()
+first = train()
+"""
+
+
+def test_a_forked_process_has_helpers_of_its_own():
+    code = TRAINED + (
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    print(board[LOOKING] == 0, train() == first, len(team.helpers), flush=True)\n"
+        "    sys.exit()\n"
+        "print(os.waitpid(pid, 0)[1], train() == first)\n"
+    )
+    done = run(code, XPNN_THREADS="2")
+    assert done.stdout.split() == ["True", "True", "1", "0", "True"], done.stderr
+
+
+def test_nothing_is_left_at_the_end_of_a_process():
+    done = run(TRAINED + "assert board[LOOKING] == 1; print(len(team.helpers))", XPNN_THREADS="2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
