@@ -284,6 +284,15 @@ def test_decoded_again_where_something_changed(folder, cache):
     assert len(entries(cache)) == 2
 
 
+@pytest.mark.parametrize("fault", ["cut", "empty", "no list"])
+def test_what_was_damaged_is_decoded_again(folder, cache, fault):
+    load(folder)
+    (kept,) = entries(cache)
+    cut(kept / ("skipped.json" if fault == "no list" else "images.npy"), -1 if fault == "cut" else 0)
+    assert all_levels(load(folder)) == [*range(20), *range(100, 120)]
+    assert entries(cache) == [kept]
+
+
 def test_interrupted_decoding_leaves_nothing(folder, cache, monkeypatch):
     from xpnn.data import _folder
 
@@ -399,7 +408,13 @@ def cut(path, kept):
     return path
 
 
+def led_nowhere(path):
+    path.unlink()
+    path.symlink_to(path.parent / "removed")
+
+
 CORRUPT = {
+    "link": led_nowhere,
     "empty": lambda path: cut(path, 0),
     "no image": lambda path: path.write_text("<html>"),
     "header": lambda path: cut(path, 20),
