@@ -263,10 +263,11 @@ def test_archive_that_unpacks_past_what_it_announces(tmp_path):
     assert peak < 1_000_000
 
 
-def test_archive_that_announces_more_than_its_file_can_hold(tmp_path):
+@pytest.mark.parametrize("compressed", [None, 3_999_999_999], ids=["", "also compressed"])
+def test_archive_that_announces_more_than_its_file_can_hold(tmp_path, compressed):
     size = 4_000_000_000
     path = packed(tmp_path, zipfile.ZIP_DEFLATED, x_train=npy(X, shape=((size - 128) // 20, 4, 5)))
-    text, peak = peak_of(with_size(path, "x_train.npy", size))
+    text, peak = peak_of(with_size(path, "x_train.npy", size, packed=compressed))
     assert "x_train is damaged: the archive announces 4,000,000,000 bytes, and the file of" in text
     assert peak < 1_000_000
 

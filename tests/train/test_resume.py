@@ -10,6 +10,7 @@ import pytest
 from training import ADAM, IMAGES, LABELS, NET, PLAIN, SHAPE, Moments, assert_same_state, plain, recorded, samples
 
 from xpnn import Callback, NonFiniteError, Trainer
+from xpnn.backend import get
 from xpnn.data import Stored
 from xpnn.data.augment import Affine, Augment, Flip, Shift
 from xpnn.optim import SGD, OneCycle, OnPlateau
@@ -119,12 +120,13 @@ def before_each_line(reached):
         sys.settrace(before)
 
 
-def test_an_interruption_at_any_line_loses_and_repeats_nothing(tmp_path):
+def test_an_interruption_at_any_line_loses_and_repeats_nothing(tmp_path, monkeypatch):
     """Ctrl-C does not wait for the end of a step; each line is hit once, at one of the times that it is reached."""
-    arguments, last = {"epochs": 2, "batch_size": 10}, tmp_path / "last.safetensors"
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # the power does not fail
+    arguments, last, numpy = {"epochs": 2, "batch_size": 10}, tmp_path / "last.safetensors", get("numpy")
 
     def run(reached):
-        trainer = made(model=PLAIN).build(SHAPE)
+        trainer = made(numpy, model=PLAIN).build(SHAPE)
         with before_each_line(reached), suppress(KeyboardInterrupt):
             trainer.fit(IMAGES, LABELS, **arguments, callbacks=[Checkpoint(tmp_path)])
         return trainer
@@ -144,7 +146,7 @@ def test_an_interruption_at_any_line_loses_and_repeats_nothing(tmp_path):
         trainer = run(reached)
         assert left[0] <= 0, "it was never interrupted"
         if last.exists():  # else it was the first checkpoint that was interrupted
-            trainer = Trainer.load(last, backend="numpy")
+            trainer = Trainer.load(last, backend=numpy)
         if trainer.position:
             trainer.fit(IMAGES, LABELS, **arguments, resume=True)
         if trainer.step:
@@ -336,7 +338,7 @@ def test_nothing_to_resume(tmp_path):
         ({"batch_size": 9}, "batch_size was 8, now 9"),
         ({"augment": Augment([Flip()])}, r"augment was None, now 'Augment\(\[Flip\(probability=0.5\)\]\)'"),
         ({"labels": LABELS[::-1]}, "data was '[0-9a-f]{64}', now '[0-9a-f]{64}'"),
-        ({"images": IMAGES + np.float32(0.5)}, "data was"),
+        ({"images": np.concatenate([IMAGES[:-1], IMAGES[:1]])}, "data was"),
         ({"images": IMAGES[:16], "labels": LABELS[:16]}, "data was"),
     ],
 )
