@@ -273,9 +273,10 @@ def test_decoded_once(folder, cache, monkeypatch, capsys):
 
 
 def test_decoded_again_where_something_changed(folder, cache):
+    path = put(folder / "cats" / "as-large-as-before.pgm", grey(50))
     load(folder)
     kept = entries(cache)
-    path = put(folder / "cats" / "00.png", grey(77))
+    put(path, grey(77))
     os.utime(path, ns=(1, 1))
     assert 77 in all_levels(load(folder))
     assert len(entries(cache)) == 1  # what the folder held before is gone

@@ -148,6 +148,19 @@ def test_how_often_a_checkpoint_is_written(tmp_path, monkeypatch, seconds, times
     assert (names[first + 1], names[: first + 1].count("last.safetensors")) == ("last.safetensors", 1 if seconds else 4)
 
 
+def test_a_checkpoint_is_written_so_many_seconds_after_the_one_before(tmp_path, monkeypatch):
+    now, written, save = [1e6], [], Trainer.save
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Trainer, "save", lambda trainer, path: (written.append(now[0] - 1e6), save(trainer, path)))
+
+    class Tick(Callback):
+        def on_step(self, fit):
+            now[0] += 1
+
+    plain().fit(IMAGES, LABELS, batch_size=2, callbacks=[Tick(), Checkpoint(tmp_path, 4)])
+    assert written == [0, 4, 8, 10, 10]  # the last two at the end of the epoch: best and last
+
+
 def test_a_line_an_epoch_and_each_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
