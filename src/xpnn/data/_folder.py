@@ -29,7 +29,7 @@ from .progress import bar, say
 from .stored import handed_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others may start programs, as EPS does
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others may start programs, as EPS does
 _HELD_OUT = 0.2
 _DEFAULT_SIZE = (64, 64)
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
@@ -302,7 +302,7 @@ def _opened(path: Path) -> Iterator[Any]:
             warnings.simplefilter("ignore")  # of oddities that Pillow copes with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # By a file, not by its name: of that, Pillow 13.0 maps a TIFF that lies on its side in the wrong shape.
-            with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 yield image
     except Exception as e:  # Pillow raises errors of many kinds
         raise FileFormatError(
