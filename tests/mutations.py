@@ -212,6 +212,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         '"order", str(self.trainer.epochs - 1))',
         '"order", str(len(self.trainer.history)))',
     ),
+    "Ctrl-C while steps are added up counts them twice": (
+        "tests/train/test_resume.py",
+        "src/xpnn/train/fit.py",
+        "            self._sums, self._finite, self._waiting = sums, finite_sums, []",
+        "            self._sums = sums\n            self._finite, self._waiting = finite_sums, []",
+    ),
     "a checkpoint forgets the moments": (
         "tests/train/test_resume.py",
         "src/xpnn/train/checkpoint.py",
@@ -235,6 +241,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "src/xpnn/data/_npz.py",
         "longer.file_size += 1",
         "longer.file_size += 0",
+    ),
+    "a damaged cache is not decoded again": (
+        "tests/data/test_folder.py",
+        "src/xpnn/data/_folder.py",
+        "if old != place or not _kept(old):",
+        "if old != place:",
     ),
     "labels of skipped images are kept": (
         "tests/data/test_folder.py",

@@ -226,7 +226,6 @@ class Blast(Kind):
     """Makes some images infinitely bright."""
 
     draws: ClassVar[int] = 1
-    idle = False
 
     def apply(self, images, unit, backend):
         return images * backend.asarray(np.where(unit > 0.9, np.inf, 1.0)[:, :, None, None], "float32")

@@ -1,9 +1,11 @@
 """Files of the public sets: found, refused, downloaded; the mirrors are servers of this process."""
 
+import errno
 import gzip
 import hashlib
 import os
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,21 +31,24 @@ class Mirror:
 
     def __init__(self):
         mirror = self
-        self.faults, self.asked = {}, []
+        self.faults, self.asked, self.encodings, self.closed = {}, [], set(), threading.Event()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 file = self.path.rpartition("/")[2]
                 mirror.asked.append(file)
+                mirror.encodings.add(self.headers["Accept-Encoding"])
                 content, fault = CONTENT[file], mirror.faults.get(file)
                 self.send_response(503 if fault == "refused" else 200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if fault == "wrong":
                     content = content[:-1] + b"x"
-                if fault == "cut off":
+                if fault in ("cut off", "silent"):
                     content = content[: len(content) // 2]
                 self.wfile.write(content)
+                if fault == "silent":
+                    mirror.closed.wait(60)
 
             def log_message(self, *_):
                 pass
@@ -53,6 +58,7 @@ class Mirror:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self):
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -99,16 +105,18 @@ def test_downloads_once_and_says_so(mirrors, cache, capsys):
     assert said.err.splitlines() == [f"downloading {mirrors[0].address}{file}" for file in CONTENT]
     assert_small(load("kmnist"))
     assert mirrors[0].asked == list(CONTENT)
+    assert mirrors[0].encodings == {"identity"}  # else the length is that of something else
     assert mirrors[1].asked == []
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("fault", ["wrong", "cut off", "refused"])
-def test_goes_on_from_the_other_mirror(mirrors, cache, fault, capsys):
+@pytest.mark.parametrize("fault", ["wrong", "cut off", "refused", "silent"])
+def test_goes_on_from_the_other_mirror(mirrors, cache, fault, capsys, monkeypatch):
+    monkeypatch.setattr(fetch, "_TIMEOUT", 0.5 if fault == "silent" else 30)
     mirrors[0].faults = {TRAIN_LABELS: fault}
     assert_small(load("kmnist"))
     assert mirrors[1].asked == [TRAIN_LABELS]
-    reason = {"wrong": "hash", "cut off": "IncompleteRead", "refused": "503"}[fault]
+    reason = {"wrong": "hash", "cut off": "IncompleteRead", "refused": "503", "silent": "timed out"}[fault]
     line = next(line for line in capsys.readouterr().err.splitlines() if "next mirror" in line)
     assert line.startswith(f"{mirrors[0].address}{TRAIN_LABELS}: ")
     assert reason in line
@@ -186,6 +194,17 @@ def test_the_cache_needs_no_pooch(mirrors, monkeypatch):
 def test_cache_that_cannot_be_written(mirrors, cache):
     cache.write_text("a file in its place")
     with pytest.raises(OSError, match=r"cannot write to the cache folder .*kmnist \(.+\); .* XPNN_CACHE"):
+        load("kmnist")
+    assert mirrors[0].asked == []
+
+
+def test_cache_that_is_there_and_cannot_be_written(mirrors, cache, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (cache / "kmnist").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(OSError, match=r"cannot write to the cache folder .*kmnist \(Read-only file system\); make"):
         load("kmnist")
     assert mirrors[0].asked == []
 

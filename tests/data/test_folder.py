@@ -273,15 +273,25 @@ def test_decoded_once(folder, cache, monkeypatch, capsys):
 
 
 def test_decoded_again_where_something_changed(folder, cache):
+    path = put(folder / "cats" / "as-large-as-before.pgm", grey(50))
     load(folder)
     kept = entries(cache)
-    path = put(folder / "cats" / "00.png", grey(77))
+    put(path, grey(77))
     os.utime(path, ns=(1, 1))
     assert 77 in all_levels(load(folder))
     assert len(entries(cache)) == 1  # what the folder held before is gone
     assert entries(cache) != kept
     load(folder, image_size=8)
     assert len(entries(cache)) == 2
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "no list"])
+def test_what_was_damaged_is_decoded_again(folder, cache, fault):
+    load(folder)
+    (kept,) = entries(cache)
+    cut(kept / ("skipped.json" if fault == "no list" else "images.npy"), -1 if fault == "cut" else 0)
+    assert all_levels(load(folder)) == [*range(20), *range(100, 120)]
+    assert entries(cache) == [kept]
 
 
 def test_interrupted_decoding_leaves_nothing(folder, cache, monkeypatch):
@@ -399,7 +409,13 @@ def cut(path, kept):
     return path
 
 
+def led_nowhere(path):
+    path.unlink()
+    path.symlink_to(path.parent / "removed")
+
+
 CORRUPT = {
+    "link": led_nowhere,
     "empty": lambda path: cut(path, 0),
     "no image": lambda path: path.write_text("<html>"),
     "header": lambda path: cut(path, 20),

@@ -171,6 +171,13 @@ def npy(array, **header):
     return stream.getvalue() + array.tobytes()
 
 
+NO_ARRAYS = {
+    "negative sizes": npy(X, shape=(-6, -4, 5)),
+    "too many axes": npy(X, shape=(1,) * 100 + X.shape),
+    "strings of no letter": npy(X[:0], descr="<U0", shape=X.shape),
+}
+
+
 def packed(tmp_path, compression, **members):
     path = tmp_path / "mine.npz"
     arrays = {"x_train": X, "y_train": Y, "x_test": X[:2], "y_test": Y[:2]}
@@ -208,6 +215,29 @@ def test_bomb_behind_a_small_header(tmp_path, compression):
     assert peak < 1_000_000
 
 
+@BOTH
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_headers_that_no_array_has(tmp_path, compression, kind):
+    text = message(packed(tmp_path, compression, x_train=NO_ARRAYS[kind]))
+    assert "this is not an .npz file, or it is damaged (" in text
+
+
+def test_bomb_in_a_header(tmp_path):
+    header = b"\x93NUMPY\x02\x00" + struct.pack("<I", 30_000_000) + bytes(30_000_000)
+    text, peak = peak_of(packed(tmp_path, zipfile.ZIP_DEFLATED, x_train=header))
+    assert "x_train is not an array that can be read (version (2, 0) of the format" in text
+    assert peak < 1_000_000
+
+
+def test_member_that_would_begin_before_the_file(tmp_path):
+    path = packed(tmp_path, zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x05\x06") + 16  # where the directory begins; too large, so all seems to be moved forward
+    content[at : at + 4] = struct.pack("<I", len(content))
+    path.write_bytes(content)
+    assert "x_train is damaged: it would begin before the file" in message(path)
+
+
 def with_size(path, member, size, crc=None, packed=None):
     """The archive with other sizes of a member in its directory."""
     content = bytearray(path.read_bytes())
@@ -233,10 +263,11 @@ def test_archive_that_unpacks_past_what_it_announces(tmp_path):
     assert peak < 1_000_000
 
 
-def test_archive_that_announces_more_than_its_file_can_hold(tmp_path):
+@pytest.mark.parametrize("compressed", [None, 3_999_999_999], ids=["", "also compressed"])
+def test_archive_that_announces_more_than_its_file_can_hold(tmp_path, compressed):
     size = 4_000_000_000
     path = packed(tmp_path, zipfile.ZIP_DEFLATED, x_train=npy(X, shape=((size - 128) // 20, 4, 5)))
-    text, peak = peak_of(with_size(path, "x_train.npy", size))
+    text, peak = peak_of(with_size(path, "x_train.npy", size, packed=compressed))
     assert "x_train is damaged: the archive announces 4,000,000,000 bytes, and the file of" in text
     assert peak < 1_000_000
 

@@ -221,6 +221,15 @@ def test_sets_from_folders_lay_what_is_clear_on_white():
     np.testing.assert_array_equal(x, 1)
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_image_that_lies_on_its_side_comes_upright(tmp_path, orientation):
+    exif, image = Image.Exif(), np.arange(24 * 16, dtype=np.uint8).reshape(24, 16)
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(tmp_path / "x.tif", exif=exif)
+    turned = np.rot90(image, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    np.testing.assert_array_equal(np.asarray(open_picture(tmp_path / "x.tif")), turned)
+
+
 def test_a_picture_is_turned_as_its_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
@@ -286,6 +295,9 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     drawn().save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    (tmp_path / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 5\n%%EndComments\nshowpage\n")
+    with pytest.raises(FileFormatError, match=r"program\.png: not a picture that can be read; expected"):
+        open_picture(tmp_path / "program.png")  # Pillow would start Ghostscript
     for name in ("text.png", "cut.png"):
         with pytest.raises(FileFormatError, match=rf"{name}: not a picture that can be read.*expected a whole PNG"):
             open_picture(tmp_path / name)

@@ -52,10 +52,10 @@ def test_of_images(n, chunk, most, monkeypatch):
 
 
 def test_of_images_of_one_channel_and_of_one_colour():
-    grey = np.full((3, 2, 2, 1), 0.1, "float32")
+    grey = np.full((3, 3, 3, 1), 0.1)  # whose standard deviation comes out as 1e-17
     assert repr(Normalize.of(grey)) == "Normalize(0.1, 1.0)"
     assert repr(Normalize.of(np.arange(8.0).reshape(2, 2, 2, 1) / 7)) == "Normalize(0.5, 0.327327)"
-    colour = np.stack([grey, IMAGES[:3, :2, :2, :1]], axis=-1)[..., 0, :]
+    colour = np.stack([grey, IMAGES[:3, :3, :3, :1]], axis=-1)[..., 0, :]
     assert Normalize.of(colour).std[0] == 1.0
 
 

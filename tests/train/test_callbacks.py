@@ -1,7 +1,7 @@
 """The callbacks that come with xpnn: what they write, and when they stop."""
 
 import json
-from math import nan
+from math import inf, nan
 
 import pytest
 from training import IMAGES, LABELS, SHAPE, Moments, assert_same_state, plain
@@ -106,6 +106,18 @@ def test_a_time_limit():
     assert (trainer.step, trainer.position) == (9, None)
 
 
+def test_a_time_limit_counts_from_the_beginning_of_each_fit(monkeypatch):
+    now, limit, fit = [1e6], TimeLimit(10), Given()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for _ in range(2):
+        limit.on_begin(fit)
+        for seconds, why in ((9.9, None), (0.1, "the time limit of 10 s is reached")):
+            now[0] += seconds
+            limit.on_step(fit)
+            assert fit.stopped == (why and (why, False))
+        fit.stopped = None
+
+
 def test_the_last_and_the_best_checkpoint(tmp_path):
     kept = {}
 
@@ -136,6 +148,19 @@ def test_how_often_a_checkpoint_is_written(tmp_path, monkeypatch, seconds, times
     assert (names[first + 1], names[: first + 1].count("last.safetensors")) == ("last.safetensors", 1 if seconds else 4)
 
 
+def test_a_checkpoint_is_written_so_many_seconds_after_the_one_before(tmp_path, monkeypatch):
+    now, written, save = [1e6], [], Trainer.save
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Trainer, "save", lambda trainer, path: (written.append(now[0] - 1e6), save(trainer, path)))
+
+    class Tick(Callback):
+        def on_step(self, fit):
+            now[0] += 1
+
+    plain().fit(IMAGES, LABELS, batch_size=2, callbacks=[Tick(), Checkpoint(tmp_path, 4)])
+    assert written == [0, 4, 8, 10, 10]  # the last two at the end of the epoch: best and last
+
+
 def test_a_line_an_epoch_and_each_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
@@ -154,8 +179,8 @@ def test_a_line_an_epoch_and_each_once(tmp_path):
 def test_what_is_not_finite_is_null_in_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("")
-    JSONLines(path).on_epoch(None, {"epoch": 1, "validation_loss": nan, "lr": 0.5})
-    assert path.read_text() == '{"epoch": 1, "validation_loss": null, "lr": 0.5}\n'
+    JSONLines(path).on_epoch(None, {"epoch": 1, "loss": -inf, "validation_loss": nan, "lr": 0.5})
+    assert path.read_text() == '{"epoch": 1, "loss": null, "validation_loss": null, "lr": 0.5}\n'
 
 
 def test_tensorboard_reads_the_event_file(tmp_path):

@@ -29,7 +29,7 @@ from .progress import bar, say
 from .stored import handed_out
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others may start programs, as EPS does
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others may start programs, as EPS does
 _HELD_OUT = 0.2
 _DEFAULT_SIZE = (64, 64)
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
@@ -124,7 +124,8 @@ def _files(folder: Path, root: str, label: int, test: bool | None) -> Iterator[F
             if name.startswith(".") or not name.lower().endswith(SUFFIXES):
                 continue
             path = Path(place, name)
-            relative, status = path.relative_to(folder).as_posix(), path.stat()
+            relative = path.relative_to(folder).as_posix()
+            status = path.stat() if path.exists() else path.lstat()  # a link to nowhere is read, and named, later
             draw = float(Stream(0, "held out", ascii(relative)).uniform((1,))[0])
             held_out = draw < _HELD_OUT if test is None else test
             yield File(relative, label, held_out, draw, status.st_size, status.st_mtime_ns)
@@ -151,23 +152,34 @@ def _decoded(
     """All images that can be read, in order and memory-mapped, and why the others cannot."""
     kind = _digest([_VERSION, str(folder.resolve()), image_size, skip])
     place = cache.folder("images") / f"{kind}-{_digest([asdict(file) for file in files])}"
-    if not place.is_dir():
-        cache.made(place.parent)
-        try:
-            with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
-                made = Path(new, "made")
-                made.mkdir()
-                _decode(folder, files, image_size, skip, made)
-                for old in place.parent.glob(f"{kind}-*"):
-                    if old != place:  # what the same folder held before
-                        shutil.rmtree(old, ignore_errors=True)
-                if not place.is_dir():
-                    made.rename(place)  # all at once
-        except OSError as e:
-            if not place.is_dir():  # else somebody was faster
-                raise cache.cannot_write(place.parent, e) from e
-    skipped = json.loads((place / "skipped.json").read_text(encoding="utf-8"))
-    return np.load(place / "images.npy", mmap_mode="r", allow_pickle=False), skipped
+    if found := _kept(place):
+        return found
+    cache.made(place.parent)
+    try:
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-", ignore_cleanup_errors=True) as new:
+            made = Path(new, "made")
+            made.mkdir()
+            _decode(folder, files, image_size, skip, made)
+            for old in place.parent.glob(f"{kind}-*"):
+                if old != place or not _kept(old):  # what the same folder held before, or what is damaged
+                    shutil.rmtree(old, ignore_errors=True)
+            if not _kept(place):
+                made.rename(place)  # all at once
+    except OSError as e:
+        if not _kept(place):  # else somebody was faster
+            raise cache.cannot_write(place.parent, e) from e
+    found = _kept(place)
+    assert found is not None
+    return found
+
+
+def _kept(place: Path) -> tuple[NDArray[np.uint8], dict[str, str]] | None:
+    """What was decoded; None where nothing was, or where it is damaged, as after a power cut."""
+    try:
+        skipped = json.loads((place / "skipped.json").read_text(encoding="utf-8"))
+        return np.load(place / "images.npy", mmap_mode="r", allow_pickle=False), skipped
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _digest(value: Any) -> str:
@@ -290,7 +302,7 @@ def _opened(path: Path) -> Iterator[Any]:
             warnings.simplefilter("ignore")  # of oddities that Pillow copes with
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # By a file, not by its name: of that, Pillow 13.0 maps a TIFF that lies on its side in the wrong shape.
-            with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 yield image
     except Exception as e:  # Pillow raises errors of many kinds
         raise FileFormatError(

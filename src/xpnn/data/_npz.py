@@ -24,7 +24,7 @@ from .stored import handed_out
 _MEMBERS = ("x_train", "y_train", "x_test", "y_test")
 _DEFLATE_MAX_RATIO = 1032  # deflate codes at most 258 bytes in 2 bits
 _CHUNK = 1 << 20
-_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_VERSION = 1, 0  # later ones are for records of many fields, and their headers may take 4 GiB
 
 
 def read(path: Path) -> Dataset:
@@ -39,7 +39,9 @@ def read(path: Path) -> Dataset:
                     "np.savez(file, x_train=…, y_train=…, x_test=…, y_test=…)"
                 )
             arrays = {name: _Member(path, archive, found[name], name).read() for name in _MEMBERS}
-    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError) as error:
+    except FileFormatError:
+        raise
+    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError) as error:
         raise FileFormatError(
             f"{path}: this is not an .npz file, or it is damaged ({error}). Save it again."
         ) from error
@@ -73,6 +75,8 @@ class _Member:
             raise self._error("is encrypted; expected an archive without a password. Save it again by np.savez")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self._error("is compressed in a way that NumPy does not write. Save it again by np.savez")
+        if info.header_offset < 0:  # seeking would be an OSError, as of a broken disk
+            raise self._error("is damaged: it would begin before the file. Save it again")
         size = self.path.stat().st_size
         announced = f"the archive announces {info.file_size:,} bytes"
         most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE_MAX_RATIO)
@@ -107,9 +111,9 @@ class _Member:
     def _header(self, stream: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
         try:
             version = np.lib.format.read_magic(stream)
-            if version not in _READERS:
-                raise ValueError(f"version {version} of the format is not one for plain arrays")
-            shape, fortran, dtype = _READERS[version](stream)
+            if version != _VERSION:
+                raise ValueError(f"version {version} of the format is not the one for plain arrays")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         except ValueError as error:
             raise self._error(f"is not an array that can be read ({error}). Save it again by np.savez") from error
         if dtype.hasobject:

@@ -46,8 +46,9 @@ class Kind:
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing."""
-        return not any(vars(self).values())
+        """Whether it changes nothing: all that it is given is 0. A kind without options is never idle."""
+        options = vars(self).values()
+        return bool(options) and not any(options)
 
     def apply(self, images: Array, unit: Reals, backend: Backend) -> Array:
         """The images changed, each by its numbers."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileFormatError
+from ._folder import FORMATS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image:
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no such file, or it is a folder.
-        FileFormatError: not a picture that Pillow reads, damaged, or too large.
+        FileFormatError: not a picture in one of `FORMATS`, damaged, or too large.
         RuntimeError: Pillow is not installed.
     """
     try:
@@ -51,17 +52,17 @@ def open_picture(path: str | os.PathLike[str]) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                return ImageOps.exif_transpose(file)
+            # As `_folder` opens them, and for its reasons: by a file, and no format that may start a program.
+            with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+                return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise FileFormatError(f"{path}: the picture has too many pixels; make it smaller") from None
     except PermissionError:
         raise
     except Exception as e:  # Pillow's readers raise all kinds on a damaged file
         said = "" if isinstance(e, Image.UnidentifiedImageError) else f" ({e})"
-        raise FileFormatError(
-            f"{path}: not a picture that can be read{said}; expected a whole PNG, JPEG or other file that Pillow opens"
-        ) from None
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise FileFormatError(f"{path}: not a picture that can be read{said}; expected a whole {known} file") from None
 
 
 def prepare(image: Image, in_shape: tuple[int, ...], style: str) -> tuple[Floats, list[str]]:

@@ -62,22 +62,21 @@ class Total:
     def sums(self) -> Sums:
         """All steps so far; waits for the device."""
         if self._waiting:
-            backend = self.trainer.backend
+            backend, sums, finite_sums = self.trainer.backend, self._sums, self._finite
             rows = backend.to_numpy(backend.xp.stack([w[0] for w in self._waiting])).astype(np.float64).tolist()
             for (loss, right, finite), (_, divisor, counted, images) in zip(rows, self._waiting, strict=True):
                 if not finite:
-                    self._finite = self._finite or self._sums
+                    finite_sums = finite_sums or sums
                     loss = np.nan
-                old = self._sums
-                self._sums = Sums(
-                    old.loss + loss,
-                    old.right + right,
-                    old.divisor + divisor,
-                    old.counted + counted,
-                    old.images + images,
-                    old.steps + 1,
+                sums = Sums(
+                    sums.loss + loss,
+                    sums.right + right,
+                    sums.divisor + divisor,
+                    sums.counted + counted,
+                    sums.images + images,
+                    sums.steps + 1,
                 )
-            self._waiting = []
+            self._sums, self._finite, self._waiting = sums, finite_sums, []  # at once: none is counted twice
         return self._sums
 
     def finite(self) -> Sums | None:
@@ -184,8 +183,8 @@ class Fit:
         """The batches of an epoch, in a new order, or what is left of one that was interrupted."""
         self.epoch = len(self.records) + 1
         if self._total is None:
-            self._total, self._seconds, self.step, self.images = Total(self.trainer), 0.0, 0, 0
-            self.trainer.epochs += 1
+            total, self._seconds, self.step, self.images = Total(self.trainer), 0.0, 0, 0
+            self._total, self.trainer.epochs = total, self.trainer.epochs + 1
         self._began = time.perf_counter()
         if not isinstance(self.source, ArrayBatches):
             self._order = None
@@ -213,10 +212,10 @@ class Fit:
         if finite is None or trainer._state is None:
             return 0
         lost, images = self.step - finite.steps, self.images - finite.images
-        trainer.step, trainer.samples = trainer.step - lost, trainer.samples - images
-        self.step, self.done, self.images = self.step - lost, self.done - lost, self.images - images
-        self._total = Total(trainer, finite)
         trainer._state["finite"] = trainer.backend.asarray(np.asarray(True))
+        total, step, samples = Total(trainer, finite), trainer.step - lost, trainer.samples - images
+        self.step, self.done, self.images = self.step - lost, self.done - lost, self.images - images
+        self._total, trainer.step, trainer.samples = total, step, samples
         return lost
 
     def check(self) -> None:
@@ -239,9 +238,8 @@ class Fit:
 
     def end_epoch(self, record: Record) -> None:
         """Only now is the epoch done: one whose validation failed is taken up again after its last step."""
-        self._total = None
-        self.records.append(record)
-        self.trainer.history.append(record)
+        records, history = [*self.records, record], [*self.trainer.history, record]
+        self._total, self.records, self.trainer.history = None, records, history  # at once, also if interrupted
 
     def _not_finite(self) -> NonFiniteError:
         """Replay the step that was not finite, and say where."""
