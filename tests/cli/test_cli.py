@@ -172,18 +172,22 @@ def test_the_target(capsys, tmp_path):
         (["--lr", "fast"], "argument --lr: 'fast' is not a positive number"),
         (["--target-accuracy", "97"], "argument --target-accuracy: '97' is not a number from 0 to 1"),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
-        (["--optimizer", "adagrad"], "argument --optimizer: invalid choice: 'adagrad'"),
-        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["--optimizer", "adagrad"], r"argument --optimizer: invalid choice: 'adagrad' .*\); see xpnn train --help$"),
+        (["--optimizer", "adan"], r"invalid choice: 'adan' \(choose from .*\); did you mean 'adam'\?$"),
+        (["--learning-rate", "9"], "unrecognized arguments: --learning-rate 9; see xpnn train --help$"),
+        (["--batchsize=9"], r"unrecognized arguments: --batchsize=9; did you mean '--batch-size'\?$"),
     ],
 )
 @pytest.mark.usefixtures("untrained")
 def test_usage(capsys, arguments, message):
-    assert re.search(message, usage(capsys, "train", *arguments))
+    said = usage(capsys, "train", *arguments)
+    assert re.search(f"^xpnn train: .*{message}", said)
+    assert len(said.splitlines()) == 1
 
 
 def test_no_command(capsys):
     assert "required: COMMAND" in usage(capsys)
-    assert "invalid choice: 'trian'" in usage(capsys, "trian")
+    assert re.search(r"^xpnn: .*invalid choice: 'trian'.*; did you mean 'train'\?$", usage(capsys, "trian"))
 
 
 @pytest.mark.parametrize(

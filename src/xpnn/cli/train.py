@@ -36,6 +36,7 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "train",
+        usage="xpnn train [OPTION …]",
         help="train a network and say how good it is",
         description="""Train a network and report its accuracy on images that it has not seen. A
 folder keeps the run: configuration, metrics, checkpoints, pictures, a report.""",
