@@ -1,6 +1,7 @@
 """The pictures of a run and its page."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -160,12 +161,19 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
 # The command
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ["--model", "article", "--limit", "200", "--epochs", "1", "--backend", "numpy", "--out", "run"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = ["--model", "article", "--limit", "200", "--epochs", "1", "--backend", "numpy", "--out", str(folder)]
     assert main(["train", *options]) == 0
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """A run that is complete, to be changed by the test."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_train_and_show(run, capsys):
