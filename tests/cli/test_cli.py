@@ -195,7 +195,7 @@ def test_no_command(capsys):
     [
         (["--backend", "nunpy"], r"there is no backend 'nunpy'; installed are .*; did you mean 'numpy'\?"),
         (["--device", "cuda"], "numpy has the device 'cpu' only, not 'cuda'; leave --device out"),
-        (["--model", "small-cnn"], r"layer 5 \(MaxPool2D\(2\)\).*larger than its input of \(1, 1\)"),
+        (["--model", "small-cnn"], r"cannot take images of 8×8×1, choose another --model: layer 5 .* of \(1, 1\)"),
     ],
 )
 @pytest.mark.usefixtures("untrained")
