@@ -81,7 +81,7 @@ def test_json_is_all_there_is_on_stdout(capsys):
     assert summary["backend"] == xpnn.backend.get("numpy").describe()
     assert summary["versions"].keys() == {"xpnn", "python", "numpy"}
     assert summary["seconds"] > 0
-    assert summary["images_per_second"] > 0
+    assert summary["images_per_second"] == pytest.approx(2 * 200 / summary["seconds"])
     assert 0.2 < summary["test_accuracy"] < summary["train_accuracy"] <= 1
 
 
@@ -320,8 +320,16 @@ def test_a_live_display(terminal):
     pytest.importorskip("rich")
     callback = display.progress(terminal)
     assert type(callback) is display.Live
-    plain().fit(IMAGES, LABELS, batch_size=2, epochs=3, validation_data=(IMAGES, LABELS), callbacks=[callback])
+    left = []
+
+    class Look(Callback):
+        def on_epoch(self, fit, record):
+            left.append([task.completed for task in callback.bar.tasks])
+
+    options = {"batch_size": 2, "epochs": 3, "validation_data": (IMAGES, LABELS)}
+    plain().fit(IMAGES, LABELS, **options, callbacks=[callback, Look()])
     assert_cursor_is_back(terminal)
+    assert left == [[10, 0], [20, 0], [30, 0]]  # of all epochs; of the one that begins
     text = plain_text(terminal).replace("\r", "\n")
     for epoch in (1, 2, 3):
         assert re.search(rf"^epoch {epoch}/3  loss .*  accuracy .*  test .* images/s *$", text, re.MULTILINE)

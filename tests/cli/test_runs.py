@@ -365,7 +365,9 @@ def test_a_run_in_a_thread(interrupted):
 def test_interruption_and_resume(interrupted, trained, capsys):
     assert runs.open_run(interrupted).summary()["status"] == "interrupted"
     assert Trainer.load(interrupted / "last.safetensors", backend="numpy").step == 5
+    (interrupted / ".xpnn-left.tmp").touch()  # by a writer that was killed
     assert train("--config", interrupted / "config.toml", "--resume", "--no-pictures") == 0
+    assert not list(interrupted.glob(".xpnn-*"))
     assert "goes on in epoch 1, after step 5" in capsys.readouterr().out
     a, b = runs.open_run(interrupted), runs.open_run(trained)
     for path, weight in a.trainer().weights.items():

@@ -235,7 +235,9 @@ for (const key of ["ArrowRight", "PageDown"]) {
 }
 choose(1, 2, 0);
 panel.querySelector("table.window button").click();
-return {found, keys, led: {...chosen}};
+const led = {...chosen};
+location.hash = "#3,2,5"; await wait();
+return {found, keys, led, led_by_address: {...chosen}, heading: document.querySelector("h1").textContent};
 """
 
 
@@ -255,6 +257,8 @@ def test_clicks_and_keys_choose_the_pixel_they_point_at(tmp_path):
     assert shown["keys"]["ArrowRight"] == {"node": 5, "channel": 8, "place": 0}
     assert shown["keys"]["PageDown"] == {"node": 5, "channel": 9, "place": 0}
     assert shown["led"] == {"node": 0, "channel": 0, "place": 0}
+    assert shown["led_by_address"] == {"node": 3, "channel": 2, "place": 5}
+    assert shown["heading"] == f"picture.png: the network says “{'abc'[nodes[-1].y.argmax()]}”"
 
 
 def test_what_is_not_embedded_is_said(tmp_path, monkeypatch):

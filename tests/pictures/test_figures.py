@@ -55,6 +55,7 @@ def test_confusion(size, tmp_path):
     (axes,) = drawn(figures.confusion(counts, names), tmp_path)
     shares = axes.images[0].get_array()
     assert (shares[0, 0], shares[0, 1], shares[1, 1]) == (0.25, 0.75, 1.0)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("what was said", "what it was")
     assert axes.get_title() == f"{counts.trace():,} of {counts.sum():,} right"
     assert len(axes.texts) == (size + 1 if size <= 20 else 0)
     if size <= 50:

@@ -31,7 +31,7 @@ def written(folder, trainer, data):
         "seconds": 1.5, "images_per_second": 10.0, "backend": trainer.backend.describe(), "versions": {"xpnn": "1"},
     }  # fmt: skip
     records = trainer.fit(data.train_images, data.train_labels, validation_data=(data.test_images, data.test_labels))
-    return report.write(folder, trainer, data, records, summary, {"seed": 0, "data_dir": "/far" * 99})
+    return report.write(folder, trainer, data, records, summary, {"seed": 0, "data_dir": "/<i>" * 99})
 
 
 class Page(HTMLParser):
@@ -98,7 +98,25 @@ def test_names_of_any_kind(tmp_path):
     names = (r"$\foo$", "<b>", "one that is far too long for the room there is", "&amp;")
     trainer = xpnn.Trainer(Sequential([Conv2D(2, 3), Flatten(), Dense(4)]), backend="numpy")
     *_, page = written(tmp_path, trainer, dataset(classes=4, names=names))
-    assert Page(page.read_text(encoding="utf-8")).tags.count("b") == 1  # of the result
+    tags = Page(page.read_text(encoding="utf-8")).tags
+    assert (tags.count("b"), tags.count("i")) == (1, 0)  # that of the result
+
+
+def test_pictures_say_what_was_said_and_what_is_true():
+    data = dataset()
+    trainer = xpnn.Trainer(Sequential([Conv2D(2, 3), Flatten(), Dense(CLASSES)]), backend="numpy")
+    history = trainer.fit(data.train_images, data.train_labels)
+    drawn = report._figures(trainer, data, history, "test")
+    said = trainer.predict(data.test_images).argmax(axis=1)
+    found = report.answers(trainer, data.test_images, data.test_labels, CLASSES)
+    titles = [axes.get_title() for axes in drawn["mistakes"][2].axes if axes.images]
+    assert len(titles) == len(found.worst) > 3
+    for i, title in zip(found.worst, titles, strict=True):
+        assert title.startswith(f"said {data.classes[said[i]]} (")
+        assert title.endswith(f"%)\nis {data.classes[data.test_labels[i]]}")
+    seen = drawn["feature_maps"][2].axes[0].get_title("left")
+    assert seen == f"a test image: {data.classes[data.test_labels[0]]}"
+    assert data.test_labels[0] != data.test_labels[1]
 
 
 class Stored:
