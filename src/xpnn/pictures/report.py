@@ -100,8 +100,9 @@ def write(
             f"<figcaption>{escape(text)}</figcaption></figure>"
         )
     parts.append(f"<h2>The network</h2>\n{_network(trainer)}")
+    backend = dict(summary["backend"])
     parts += ["<h2>The run was begun with</h2>", facts({"": config})]
-    parts += ["<h2>It ran on</h2>", facts({"": {**summary["versions"], **summary["backend"]}})]
+    parts += ["<h2>It ran on</h2>", facts({"": {**summary["versions"], "backend": backend.pop("name"), **backend}})]
     parts.append(f'<p class="note">{escape(dataset.source)}</p>')
     files.append(folder / "report.html")
     files[-1].write_text(page(f"{summary['model']} on {dataset.name}", parts, _STYLE), encoding="utf-8")
