@@ -167,7 +167,7 @@ def open_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     if not (folder / "config.toml").is_file():
-        known = sorted({str(p.parent) for p in [*folder.glob("*/config.toml"), *Path("runs").glob("*/config.toml")]})
+        known = [str(run) for run in dict.fromkeys([*_by_age(Path("runs")), *_by_age(folder)])]
         what = "holds no run: it has no config.toml" if folder.is_dir() else "is no folder"
         hint = f"; there are {', '.join(known[-3:])}" if known else "; `xpnn train` makes one"
         raise FileNotFoundError(f"{folder} {what}{hint}")
@@ -186,10 +186,10 @@ def newest_run(folder: Path) -> Run:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(folder.glob("*/config.toml"), key=lambda p: p.stat().st_mtime)
+    found = _by_age(folder)
     if not found:
-        raise FileNotFoundError(f"there is no run in {folder.absolute()}; name its folder")
-    return open_run(found[-1].parent)
+        raise FileNotFoundError(f"there is no run in {folder.absolute()}; name its folder, by --out")
+    return open_run(found[-1])
 
 
 def read_config(path: Path) -> Config:
@@ -202,6 +202,11 @@ def read_config(path: Path) -> Config:
         raise IsADirectoryError(f"{path} is a folder; expected a file, e.g. {path / 'config.toml'}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not TOML: {e}") from e
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The folders of the runs in `folder`, the newest last."""
+    return [p.parent for p in sorted(folder.glob("*/config.toml"), key=lambda p: p.stat().st_mtime)]
 
 
 def _made(folder: Path) -> Path:
@@ -220,4 +225,5 @@ def _made(folder: Path) -> Path:
 def _cannot_write(folder: Path, e: OSError) -> OSError:
     with suppress(OSError):
         folder.rmdir()  # only where it is empty
-    return OSError(f"--out {folder}: cannot write there ({e.strerror}); choose a folder that you may write to")
+    why = f"{e.filename} is a file" if isinstance(e, FileExistsError) else e.strerror
+    return OSError(f"--out {folder}: cannot write there ({why}); choose a folder that you may write to")

@@ -81,7 +81,7 @@ def test_json_is_all_there_is_on_stdout(capsys):
     assert summary["backend"] == xpnn.backend.get("numpy").describe()
     assert summary["versions"].keys() == {"xpnn", "python", "numpy"}
     assert summary["seconds"] > 0
-    assert summary["images_per_second"] > 0
+    assert summary["images_per_second"] == pytest.approx(2 * 200 / summary["seconds"])
     assert 0.2 < summary["test_accuracy"] < summary["train_accuracy"] <= 1
 
 
@@ -172,18 +172,22 @@ def test_the_target(capsys, tmp_path):
         (["--lr", "fast"], "argument --lr: 'fast' is not a positive number"),
         (["--target-accuracy", "97"], "argument --target-accuracy: '97' is not a number from 0 to 1"),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
-        (["--optimizer", "adagrad"], "argument --optimizer: invalid choice: 'adagrad'"),
-        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["--optimizer", "adagrad"], r"argument --optimizer: invalid choice: 'adagrad' .*\); see xpnn train --help$"),
+        (["--optimizer", "adan"], r"invalid choice: 'adan' \(choose from .*\); did you mean 'adam'\?$"),
+        (["--learning-rate", "9"], "unrecognized arguments: --learning-rate 9; see xpnn train --help$"),
+        (["--batchsize=9"], r"unrecognized arguments: --batchsize=9; did you mean '--batch-size'\?$"),
     ],
 )
 @pytest.mark.usefixtures("untrained")
 def test_usage(capsys, arguments, message):
-    assert re.search(message, usage(capsys, "train", *arguments))
+    said = usage(capsys, "train", *arguments)
+    assert re.search(f"^xpnn train: .*{message}", said)
+    assert len(said.splitlines()) == 1
 
 
 def test_no_command(capsys):
     assert "required: COMMAND" in usage(capsys)
-    assert "invalid choice: 'trian'" in usage(capsys, "trian")
+    assert re.search(r"^xpnn: .*invalid choice: 'trian'.*; did you mean 'train'\?$", usage(capsys, "trian"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_no_command(capsys):
     [
         (["--backend", "nunpy"], r"there is no backend 'nunpy'; installed are .*; did you mean 'numpy'\?"),
         (["--device", "cuda"], "numpy has the device 'cpu' only, not 'cuda'; leave --device out"),
-        (["--model", "small-cnn"], r"layer 5 \(MaxPool2D\(2\)\).*larger than its input of \(1, 1\)"),
+        (["--model", "small-cnn"], r"cannot take images of 8×8×1, choose another --model: layer 5 .* of \(1, 1\)"),
     ],
 )
 @pytest.mark.usefixtures("untrained")
@@ -316,8 +320,16 @@ def test_a_live_display(terminal):
     pytest.importorskip("rich")
     callback = display.progress(terminal)
     assert type(callback) is display.Live
-    plain().fit(IMAGES, LABELS, batch_size=2, epochs=3, validation_data=(IMAGES, LABELS), callbacks=[callback])
+    left = []
+
+    class Look(Callback):
+        def on_epoch(self, fit, record):
+            left.append([task.completed for task in callback.bar.tasks])
+
+    options = {"batch_size": 2, "epochs": 3, "validation_data": (IMAGES, LABELS)}
+    plain().fit(IMAGES, LABELS, **options, callbacks=[callback, Look()])
     assert_cursor_is_back(terminal)
+    assert left == [[10, 0], [20, 0], [30, 0]]  # of all epochs; of the one that begins
     text = plain_text(terminal).replace("\r", "\n")
     for epoch in (1, 2, 3):
         assert re.search(rf"^epoch {epoch}/3  loss .*  accuracy .*  test .* images/s *$", text, re.MULTILINE)

@@ -45,6 +45,21 @@ def test_what_a_picture_shows(run, capsys):
     assert rows[0].split()[0] == shown
 
 
+def test_a_picture_that_is_as_the_network_wants_it(capsys, tmp_path):
+    pytest.importorskip("platformdirs")
+    for name, colour in (("black", 0), ("white", 255)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / "photos" / name / f"{i}.png")
+    options = ["--dataset", "photos", "--model", "article", "--epochs", "1", "--backend", "numpy", "--no-pictures"]
+    assert main(["train", *options, "--out", "own"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "own", "photos/black/1.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "  taken as it is"
+    assert main(["explain", "own", "photos/black/1.png"]) == 0
+    assert capsys.readouterr().out.startswith("taken as it is\nwritten to 1.html")
+
+
 def test_json_and_top(run, capsys):
     shown = [picture(name, i) for i, name in enumerate(("a.png", "b.jpg"))]
     assert main(["predict", run, "a.png", "b.jpg", "--top", "10", "--json"]) == 0

@@ -95,7 +95,7 @@ def test_a_file(capsys, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lenet"], "no model 'lenet'; there are .* did you mean 'lenet5'.*; nor is there a run's folder or a file of"),
+        (["lenet"], "there is no folder or file lenet, and no model 'lenet'; there are .*; did you mean 'lenet5'\\?$"),
         (["lenet5"], "the layers of lenet5 have the sizes that the images give them; say which, by --dataset mnist or"),
         (["lenet5", "--shape", "8,8,1"], r"layer 3 \(Conv2D\(16, 5\)\): .* larger than its input of \(4, 4\)"),
         (["lenet5", "--dataset", "minst"], "no data set 'minst'.* Did you mean 'mnist'"),

@@ -235,7 +235,9 @@ for (const key of ["ArrowRight", "PageDown"]) {
 }
 choose(1, 2, 0);
 panel.querySelector("table.window button").click();
-return {found, keys, led: {...chosen}};
+const led = {...chosen};
+location.hash = "#3,2,5"; await wait();
+return {found, keys, led, led_by_address: {...chosen}, heading: document.querySelector("h1").textContent};
 """
 
 
@@ -255,6 +257,27 @@ def test_clicks_and_keys_choose_the_pixel_they_point_at(tmp_path):
     assert shown["keys"]["ArrowRight"] == {"node": 5, "channel": 8, "place": 0}
     assert shown["keys"]["PageDown"] == {"node": 5, "channel": 9, "place": 0}
     assert shown["led"] == {"node": 0, "channel": 0, "place": 0}
+    assert shown["led_by_address"] == {"node": 3, "channel": 2, "place": 5}
+    assert shown["heading"] == f"picture.png: the network says “{'abc'[nodes[-1].y.argmax()]}”"
+
+
+OUTLINE = """
+choose(1, 2, 4 * 10 + 3);  // its window begins at row 4, column 3
+const canvas = panel.querySelectorAll("#zooms canvas")[1], scale = canvas.width / 12;
+const pixels = canvas.getContext("2d");
+const at = (row, column) => [...pixels.getImageData(column * scale, row * scale, 1, 1).data].slice(0, 3);
+const sides = [[5.5, 3], [5.5, 6], [4, 4.5], [7, 4.5]], inside = [[5.5, 4], [5.5, 5], [5, 4.5], [6, 4.5], [5.5, 4.5]];
+return [sides.map(p => at(...p)), inside.map(p => at(...p))];
+"""
+
+
+def test_a_window_is_outlined_and_what_is_in_it_is_seen(tmp_path):
+    text, _ = page(Sequential([Conv2D(4, 3), Flatten(), Dense(3)]), (12, 12, 1))
+    sides, inside = seen(text, OUTLINE, tmp_path)
+    mark = [0xD9, 0x48, 0x0F]
+    assert sides == [mark] * 4
+    assert mark not in inside
+    assert all(red == green == blue for red, green, blue in inside)  # as the picture is
 
 
 def test_what_is_not_embedded_is_said(tmp_path, monkeypatch):

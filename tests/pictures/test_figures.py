@@ -27,6 +27,8 @@ def test_curves(epochs, tmp_path):
     np.testing.assert_allclose(train.get_ydata(), [r["loss"] for r in history])
     np.testing.assert_allclose(held_out.get_ydata(), [r["validation_loss"] for r in history])
     assert [t.get_text() for t in accuracy.get_legend().get_texts()] == ["training", "held out"]
+    other = figures.curves(history, "test").axes[0]
+    assert [t.get_text() for t in other.get_legend().get_texts()] == ["training", "test"]
     low, high = loss.get_xlim()
     assert all(t == round(t) for t in loss.get_xticks() if low <= t <= high)
 
@@ -53,6 +55,7 @@ def test_confusion(size, tmp_path):
     (axes,) = drawn(figures.confusion(counts, names), tmp_path)
     shares = axes.images[0].get_array()
     assert (shares[0, 0], shares[0, 1], shares[1, 1]) == (0.25, 0.75, 1.0)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("what was said", "what it was")
     assert axes.get_title() == f"{counts.trace():,} of {counts.sum():,} right"
     assert len(axes.texts) == (size + 1 if size <= 20 else 0)
     if size <= 50:
@@ -119,3 +122,28 @@ def test_mistakes(count, tmp_path):
     with_image = [a for a in axes if a.images]
     assert [a.get_title() for a in with_image] == [f"said {i}" for i in range(count)]
     np.testing.assert_array_equal(with_image[-1].images[0].get_array(), images[-1, ..., 0])
+
+
+LONG = figures.label("an extraordinarily long name")
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: figures.mistakes(np.ones((6, 8, 8, 1)), [f"said {LONG}\n(100%)\nis {LONG}"] * 6),
+        lambda: figures.kernels(
+            np.ones((32, 3, 3, 1)), "Conv2D(128, (3, 3), stride=(2, 1), padding='same', bias=False)"
+        ),
+        lambda: figures.confusion(np.full((10, 10), 1000), [LONG] * 10),
+    ],
+    ids=["mistakes", "kernels", "confusion"],
+)
+def test_words_have_room(figure, tmp_path):
+    """None is cut off at the edge, nor runs into another."""
+    figure = figure()
+    axes = drawn(figure, tmp_path)
+    texts = [figure._suptitle, *(t for a in axes for t in (a.title, *a.texts))]
+    boxes = [t.get_window_extent() for t in texts if t is not None and t.get_text()]
+    assert all(b.x0 >= 0 and b.x1 <= figure.bbox.x1 and b.y0 >= 0 and b.y1 <= figure.bbox.y1 for b in boxes)
+    for i, box in enumerate(boxes):
+        assert not box.overlaps(boxes[i - 1]) or i == 0

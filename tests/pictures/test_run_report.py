@@ -1,6 +1,7 @@
 """The pictures of a run and its page."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def written(folder, trainer, data):
         "seconds": 1.5, "images_per_second": 10.0, "backend": trainer.backend.describe(), "versions": {"xpnn": "1"},
     }  # fmt: skip
     records = trainer.fit(data.train_images, data.train_labels, validation_data=(data.test_images, data.test_labels))
-    return report.write(folder, trainer, data, records, summary, {"seed": 0, "data_dir": "/far" * 99})
+    return report.write(folder, trainer, data, records, summary, {"seed": 0, "data_dir": "/<i>" * 99})
 
 
 class Page(HTMLParser):
@@ -97,7 +98,25 @@ def test_names_of_any_kind(tmp_path):
     names = (r"$\foo$", "<b>", "one that is far too long for the room there is", "&amp;")
     trainer = xpnn.Trainer(Sequential([Conv2D(2, 3), Flatten(), Dense(4)]), backend="numpy")
     *_, page = written(tmp_path, trainer, dataset(classes=4, names=names))
-    assert Page(page.read_text(encoding="utf-8")).tags.count("b") == 1  # of the result
+    tags = Page(page.read_text(encoding="utf-8")).tags
+    assert (tags.count("b"), tags.count("i")) == (1, 0)  # that of the result
+
+
+def test_pictures_say_what_was_said_and_what_is_true():
+    data = dataset()
+    trainer = xpnn.Trainer(Sequential([Conv2D(2, 3), Flatten(), Dense(CLASSES)]), backend="numpy")
+    history = trainer.fit(data.train_images, data.train_labels)
+    drawn = report._figures(trainer, data, history, "test")
+    said = trainer.predict(data.test_images).argmax(axis=1)
+    found = report.answers(trainer, data.test_images, data.test_labels, CLASSES)
+    titles = [axes.get_title() for axes in drawn["mistakes"][2].axes if axes.images]
+    assert len(titles) == len(found.worst) > 3
+    for i, title in zip(found.worst, titles, strict=True):
+        assert title.startswith(f"said {data.classes[said[i]]} (")
+        assert title.endswith(f"%)\nis {data.classes[data.test_labels[i]]}")
+    seen = drawn["feature_maps"][2].axes[0].get_title("left")
+    assert seen == f"a test image: {data.classes[data.test_labels[0]]}"
+    assert data.test_labels[0] != data.test_labels[1]
 
 
 class Stored:
@@ -160,12 +179,19 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
 # The command
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ["--model", "article", "--limit", "200", "--epochs", "1", "--backend", "numpy", "--out", "run"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    options = ["--model", "article", "--limit", "200", "--epochs", "1", "--backend", "numpy", "--out", str(folder)]
     assert main(["train", *options]) == 0
-    return tmp_path / "run"
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """A run that is complete, to be changed by the test."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_train_and_show(run, capsys):

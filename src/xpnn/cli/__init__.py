@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 from xpnn.cli import backends, bench, completion, evaluate, explain, parity, predict, show, summary, train
+from xpnn.cli.values import Parser
 from xpnn.errors import NonFiniteError
 
 COMMANDS = train, evaluate, predict, explain, show, summary, backends, parity, bench, completion
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What reads the command line."""
     from xpnn import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xpnn",
         description="Train convolutional networks with the same layers on NumPy, CuPy and other array libraries.",
         epilog="Try it: xpnn train",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xpnn import runs
-from xpnn.cli.predict import named
+from xpnn.cli.predict import named, prepared
 from xpnn.cli.values import add_run, writable
 from xpnn.data.picture import flat, open_picture, prepare
 from xpnn.pictures.explain import explain
@@ -41,5 +41,5 @@ def run(arguments: argparse.Namespace) -> int:
     writable(out)
     page = explain(trainer, pixels, found.summary()["classes"], Path(arguments.image).name, flat(picture), done)
     out.write_text(page, encoding="utf-8")
-    print(f"{'; '.join(done)}\nwritten to {out} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
+    print(f"{prepared(done)}\nwritten to {out} ({len(page.encode()) / 1e6:.1f} MB): open it in a browser")
     return 0

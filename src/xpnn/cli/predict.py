@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
         top = [(classes[i], float(shares[i])) for i in np.argsort(-shares, kind="stable")[: arguments.top]]
         answers.append({"image": path, "prepared": done, "class": top[0][0], "probabilities": dict(top)})
         if not arguments.json:
-            print(f"{path}: {top[0][0]} ({top[0][1]:.1%})\n  {'; '.join(done)}")
+            print(f"{path}: {top[0][0]} ({top[0][1]:.1%})\n  {prepared(done)}")
             width = max(len(name) for name, _ in top)
             print("\n".join(f"  {name:{width}}  {p:6.1%}  {'█' * round(30 * p)}".rstrip() for name, p in top))
     if arguments.json:
         print(json.dumps(answers, indent=2, ensure_ascii=False))
     return 2 if failed else 0
+
+
+def prepared(done: Sequence[str]) -> str:
+    """What was done to a picture, in words."""
+    return "; ".join(done) or "taken as it is"
 
 
 def named(path: str, error: Exception) -> str:

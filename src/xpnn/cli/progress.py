@@ -55,7 +55,7 @@ class Live(Callback):
     def on_begin(self, fit: Fit) -> None:
         """Show the bars."""
         total = None if fit.steps is None else fit.steps * fit.epochs
-        self.epochs = self.bar.add_task("", total=total, now="")
+        self.epochs = self.bar.add_task("the first step", total=total, now="")  # may have to compile
         self.steps = self.bar.add_task("", total=fit.steps, now="")
         self.looked = -INTERVAL
         self.bar.start()

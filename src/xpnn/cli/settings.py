@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from xpnn import data, models, optim, runs
-from xpnn.cli.values import count, positive, share
+from xpnn.cli.values import Parser, count, positive, share
 from xpnn.runs import Config
 
 OPTIMIZERS: dict[str, optim.Optimizer] = {
@@ -54,44 +54,54 @@ MAY_CHANGE = (*NOT_OF_THE_RUN, "backend", "device", "data_dir", "time_limit", "s
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options; those that are not given are absent."""
     rates = ", ".join(f"{optimizer.lr:g} for {name}" for name, optimizer in OPTIMIZERS.items())
+    group: Any = None
 
     def add(name: str, metavar: str | None, help: str, **options: Any) -> None:
         if metavar is None:
             options["action"] = "store_true"
         else:
             options["metavar"] = metavar
-        parser.add_argument(name, default=argparse.SUPPRESS, help=help, **options)
+        group.add_argument(name, default=argparse.SUPPRESS, help=help, **options)
 
     def one_of(name: str, known: Mapping[str, Any], default: str) -> None:
         add(name, "NAME", f"{', '.join(known)}; {default}", choices=list(known))
 
+    group = parser.add_argument_group("the images")
     add("--dataset", "D", f"{', '.join(data.NAMES)}, or a FILE.npz or FOLDER of images; default: digits")
     add("--data-dir", "DIR", "folder of the set's original files (or set XPNN_DATA); else they are downloaded")
     add("--image-size", "N", "bring the images of a FOLDER to N×N; default: their own size, or 64", type=count)
     add("--skip-corrupt", None, "leave images of a FOLDER out that cannot be read, and name them")
-    one_of("--model", models.MODELS, _recipes("model"))
-    add("--normalize", None, "subtract the mean of the training images and divide by their standard deviation")
-    add("--augment", None, "change the training images at random, as suits the data set")
-    add("--epochs", "N", _recipes("epochs"), type=count)
-    add("--batch-size", "N", f"images a step; {_recipes('batch_size')}", type=count)
-    one_of("--optimizer", OPTIMIZERS, f"default: {DEFAULTS['optimizer']}")
-    add("--lr", "X", f"largest learning rate; default: {rates}", type=positive)
-    add("--weight-decay", "X", "shrink the weights by so much of the learning rate a step; default: 0", type=share)
-    one_of("--schedule", SCHEDULES, f"default: {DEFAULTS['schedule']}")
-    add("--label-smoothing", "X", "take so much of each label away and give it to all; default: 0", type=share)
-    add("--seed", "N", "of weights, order, dropout and augmentation; default: 0", type=int)
     add("--limit", "N", "train on the first N images only", type=count)
     add("--validation", "X", "hold this share of the training images out, to see by them which epoch is best; "
         "default: 0, which shows the test images after each epoch", type=share)  # fmt: skip
+    add("--augment", None, "change the training images at random, as suits the data set")
+
+    group = parser.add_argument_group("the network")
+    one_of("--model", models.MODELS, _recipes("model"))
+    add("--normalize", None, "subtract the mean of the training images and divide by their standard deviation")
+
+    group = parser.add_argument_group("the training")
+    add("--epochs", "N", f"times through the images; {_recipes('epochs')}", type=count)
+    add("--batch-size", "N", f"images a step; {_recipes('batch_size')}", type=count)
+    one_of("--optimizer", OPTIMIZERS, f"default: {DEFAULTS['optimizer']}")
+    add("--lr", "X", f"largest learning rate; default: {rates}", type=positive)
+    one_of("--schedule", SCHEDULES, f"of the learning rate; default: {DEFAULTS['schedule']}")
+    add("--weight-decay", "X", "shrink the weights by so much of the learning rate a step; default: 0", type=share)
+    add("--label-smoothing", "X", "take so much of each label away and give it to all; default: 0", type=share)
+    add("--seed", "N", "of weights, order, dropout and augmentation; default: 0", type=int)
     add("--patience", "N", "stop after N epochs without a better one", type=count)
     add("--time-limit", "SECONDS", "stop after so long; --resume goes on", type=positive)
-    add("--save-every", "SECONDS", "also write a checkpoint within an epoch; default: 60", type=positive)
+
+    group = parser.add_argument_group("where it computes")
     add("--backend", "NAME", "numpy, cupy, … (`xpnn backends` lists them); default: auto")
     add("--device", "NAME", "which device, in the words of the backend, e.g. cuda:1")
     add("--threads", "N", "threads of the numpy backend; default: the cores it may use", type=count)
+
+    group = parser.add_argument_group("the run")
+    add("--out", "DIR", "its folder; default: runs/DATASET-MODEL-BACKEND-TIME", type=Path)
     add("--config", "FILE", "take what is not given here from the config.toml of a run", type=Path)
-    add("--out", "DIR", "folder of the run; default: runs/DATASET-MODEL-BACKEND-TIME", type=Path)
     add("--resume", None, "go on with the run in --out, in the folder of --config, or else the newest below runs")
+    add("--save-every", "SECONDS", "also write a checkpoint within an epoch; default: 60", type=positive)
     add("--no-pictures", None, "draw no pictures and no report at the end (`xpnn show RUN` does)")
     add("--target-accuracy", "X", "exit with status 1 below it", type=share)
     add("--json", None, "print nothing but the summary, as JSON")
@@ -127,9 +137,14 @@ def _keys() -> list[str]:
     return [a.dest for a in parser._actions if a.dest not in NOT_OF_THE_RUN]
 
 
+class _FileParser(Parser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {self.explained(message)}")
+
+
 def from_file(path: Path) -> Config:
     """The options that a configuration gives, checked as those of the command line are."""
-    parser = argparse.ArgumentParser(prog=f"xpnn train --config {path}", usage=argparse.SUPPRESS, add_help=False)
+    parser = _FileParser(prog=str(path), add_help=False)
     add_options(parser)
     words, known = [], _keys()
     for key, value in runs.read_config(path).items():

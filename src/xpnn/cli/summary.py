@@ -89,7 +89,7 @@ def _network(arguments: argparse.Namespace) -> tuple[Layer, Shape, int, int]:
     try:
         models.get(name)
     except ValueError as e:
-        raise ValueError(f"{e}; nor is there a run's folder or a file of that name") from None
+        raise ValueError(f"there is no folder or file {name}, and {e}") from None
     in_shape, classes = _images(arguments)
     return models.get(name, classes), in_shape, 1, batch_size or 128  # SGD with momentum
 

@@ -36,6 +36,7 @@ def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
         "train",
+        usage="xpnn train [OPTION …]",
         help="train a network and say how good it is",
         description="""Train a network and report its accuracy on images that it has not seen. A
 folder keeps the run: configuration, metrics, checkpoints, pictures, a report.""",
@@ -181,9 +182,10 @@ def _to_resume(given: Config) -> Run:
     for name, value in asked.items():
         if name not in settings.MAY_CHANGE and value != found.config.get(name):
             option = f"--{name.replace('_', '-')}"
+            said = option if value is True else f"{option} {value}"
             then = f"with {option} {found.config[name]}" if name in found.config else f"without {option}"
             raise ValueError(
-                f"{option} {value}: the run in {found.path} was begun {then}, and goes on as it began; leave "
+                f"{said}: the run in {found.path} was begun {then}, and goes on as it began; leave "
                 f"{option} out, or begin a new run without --resume"
             )
     return found
@@ -193,14 +195,19 @@ def _trainer(config: Config, dataset: data.Dataset, images: Any, backend: backen
     model = models.get(config["model"], len(dataset.classes))
     if config.get("normalize"):
         model = Sequential([Normalize.of(images), *model.layers])
-    return Trainer(
+    trainer = Trainer(
         model,
         losses.CrossEntropy(label_smoothing=config.get("label_smoothing", 0.0)),
         settings.optimizer(config),
         settings.SCHEDULES[config["schedule"]],
         backend=backend,
         seed=config["seed"],
-    ).build(images.shape[1:])
+    )
+    try:
+        return trainer.build(images.shape[1:])
+    except ValueError as e:
+        size = "×".join(map(str, images.shape[1:]))
+        raise ValueError(f"{config['model']} cannot take images of {size}, choose another --model: {e}") from None
 
 
 def _interrupted(run: Run, wanted: Trainer) -> Trainer:

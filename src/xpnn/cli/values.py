@@ -1,9 +1,44 @@
-"""The kinds of values that options take; each says of a wrong one what was expected."""
+"""The parser of the command line, and the kinds of values that options take; each says what was expected."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of a mistake in one line what was wrong, what is near, and where to read on."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse here what is left over: the parser of the whole command would not know which options there are."""
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            near = _near(rest[0].partition("=")[0], list(self._option_string_actions))
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+        return known, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        said = self.explained(message)
+        self.exit(2, f"{self.prog}: {said}{'' if said.endswith('?') else f'; see {self.prog} --help'}\n")
+
+    @staticmethod
+    def explained(message: str) -> str:
+        """The message, with the nearest of the choices where there is one."""
+        if not (found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)):
+            return message
+        return message + _near(found[1], re.findall(r"[\w-]+", found[2]))
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def count(text: str) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xpnn.layers import Layer
 
-WIDTH = 8.0  # inches
+WIDTH = 6.0  # inches: letters of 10 points can still be read at the width of a phone
 TRAINED, HELD_OUT = "#2a6f97", "#d1495b"
 AT_ONCE = 32
 """Channels of a layer that are drawn."""
@@ -26,20 +26,21 @@ Figure = Any
 """`matplotlib.figure.Figure`."""
 
 
-def curves(history: Sequence[dict[str, Any]]) -> Figure:
+def curves(history: Sequence[dict[str, Any]], held_out: str = "held out") -> Figure:
     """Loss and accuracy by epoch, of training and of the images held out.
 
     Args:
         history: the records of the epochs, as `Trainer.fit` gives them.
+        held_out: what the images of validation are called.
     """
     names = [name for name in ("loss", "accuracy") if name in history[0]]
-    figure = _figure(3.1)
+    figure = _figure(2.6)
     epochs = [record["epoch"] for record in history]
     few = len(epochs) < 25
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         for key, text, colour, style, marker, size in (  # in grey, and one upon the other, both can be told
             (name, "training", TRAINED, "--", "s", 6),
-            (f"validation_{name}", "held out", HELD_OUT, "-", "o", 3),
+            (f"validation_{name}", held_out, HELD_OUT, "-", "o", 3),
         ):
             if key in history[0]:
                 values = [np.nan if record[key] is None else record[key] for record in history]
@@ -75,7 +76,7 @@ def confusion(counts: NDArray[Any], classes: Sequence[str]) -> Figure:
     if few:
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                colour, size_ = "white" if shares[i, j] > 0.5 else "black", 9 if size <= 12 else 7
+                colour, size_ = "white" if shares[i, j] > 0.5 else "black", 8 if size <= 12 else 6
                 text = f"{count:,}" if size <= 12 else count
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size_)
     return figure
@@ -96,9 +97,10 @@ def kernels(weight: NDArray[Any], what: str) -> Figure:
         scale = "blue is positive, red negative"
     columns = min(len(tiles), 8 if len(tiles) <= 32 else 12)
     rows = ceil(len(tiles) / columns)
-    figure = _figure(0.5 + rows * WIDTH / max(columns, 8))
-    figure.suptitle(f"{what}: {len(tiles)} of {weight.shape[0] * (1 if weight.shape[-1] == 3 else weight.shape[-1])} "
-                    f"kernels, {weight.shape[1]}×{weight.shape[2]}; {scale}", fontsize=11)  # fmt: skip
+    figure = _figure(0.6 + rows * WIDTH / max(columns, 8))
+    count = weight.shape[0] * (1 if weight.shape[-1] == 3 else weight.shape[-1])
+    of_them = f"{len(tiles)} of {count} kernels, {weight.shape[1]}×{weight.shape[2]}; {scale}"
+    figure.suptitle(f"{what}\n{of_them}", fontsize=10)
     most = np.abs(np.asarray(tiles)).max() or 1
     grid = figure.subplots(rows, max(columns, 8), squeeze=False).ravel()
     for axes, tile in zip(grid, tiles, strict=False):
@@ -115,22 +117,23 @@ def maps(image: NDArray[Any], found: Sequence[tuple[str, Layer, NDArray[Any]]], 
     Args:
         image: `(H, W, C)`.
         found: path, layer and output `(H, W, C)` of each.
-        title: what is seen.
+        title: of the image.
     """
     sheets = [
         (f"{path} {type(layer).__name__}: {' × '.join(map(str, y.shape))}", _sheet(y)) for path, layer, y in found
     ]
     heights = [1.1, *(sheet.shape[0] / sheet.shape[1] * WIDTH + 0.35 for _, sheet in sheets)]
-    figure = _figure(sum(heights) + 0.4)
-    figure.suptitle(title, fontsize=12)
+    figure = _figure(sum(heights) + 0.1)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
     draw(axes, image)
-    axes.set_title("the image", fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_anchor("W")
     for i, (name, sheet) in enumerate(sheets, 1):
         axes = figure.add_subplot(grid[i])
         axes.imshow(sheet, cmap="gray", interpolation="nearest")
         axes.set_title(name, fontsize=9, loc="left")
+        axes.set_anchor("W")
         axes.set_axis_off()
     return figure
 
@@ -143,7 +146,8 @@ def mistakes(images: NDArray[Any], titles: Sequence[str]) -> Figure:
         titles: one for each.
     """
     rows = ceil(len(images) / 4)
-    figure = _figure(rows * 2.35)
+    lines = 1 + max(title.count("\n") for title in titles)
+    figure = _figure(rows * (WIDTH / 4 + 0.2 * lines))
     grid = figure.subplots(rows, 4, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -187,4 +191,4 @@ def _sheet(y: NDArray[Any]) -> NDArray[Any]:
 def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), dpi=110, layout="constrained", facecolor="white")
+    return Figure(figsize=(WIDTH, height), dpi=150, layout="constrained", facecolor="white")

@@ -83,7 +83,7 @@ def write(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    drawn = _figures(trainer, dataset, history)
+    drawn = _figures(trainer, dataset, history, "validation" if config.get("validation") else "test")
     (folder / "pictures").mkdir(exist_ok=True)
     files, parts = [], [_head(dataset, summary)]
     if len(trainer.history) < len(history):
@@ -100,8 +100,9 @@ def write(
             f"<figcaption>{escape(text)}</figcaption></figure>"
         )
     parts.append(f"<h2>The network</h2>\n{_network(trainer)}")
+    backend = dict(summary["backend"])
     parts += ["<h2>The run was begun with</h2>", facts({"": config})]
-    parts += ["<h2>It ran on</h2>", facts({"": {**summary["versions"], **summary["backend"]}})]
+    parts += ["<h2>It ran on</h2>", facts({"": {**summary["versions"], "backend": backend.pop("name"), **backend}})]
     parts.append(f'<p class="note">{escape(dataset.source)}</p>')
     files.append(folder / "report.html")
     files[-1].write_text(page(f"{summary['model']} on {dataset.name}", parts, _STYLE), encoding="utf-8")
@@ -109,14 +110,14 @@ def write(
 
 
 def _figures(
-    trainer: Trainer, dataset: Dataset, history: Sequence[dict[str, Any]]
+    trainer: Trainer, dataset: Dataset, history: Sequence[dict[str, Any]], held_out: str
 ) -> dict[str, tuple[str, str, figures.Figure]]:
     """Name of the file → title, text and figure."""
     images, labels = dataset.test_images, dataset.test_labels
     classes = [figures.label(name) for name in dataset.classes]
     found = answers(trainer, images, labels, len(classes))
     drawn = {
-        "curves": ("Training", "Mean loss and accuracy of each epoch.", figures.curves(history)),
+        "curves": ("Training", "Mean loss and accuracy of each epoch.", figures.curves(history, held_out)),
         "confusion": (
             "What was taken for what",
             "Test images by class; the shade is the share of the row.",
@@ -124,8 +125,9 @@ def _figures(
         ),
     }
     if found.worst:
+        gap = "\n" if max(map(len, classes)) > 8 else " "
         titles = [
-            f"said {classes[said]} ({share:.0%})\nis {classes[labels[i]]}"
+            f"said {classes[said]}{gap}({share:.0%})\nis {classes[labels[i]]}"
             for i, (said, share) in zip(found.worst, found.said, strict=True)
         ]
         drawn["mistakes"] = (
