@@ -15,9 +15,9 @@ import atexit
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import binding, ir
@@ -45,6 +45,7 @@ binding.add_symbol("xpnn_team", board.ctypes.data)  # by name, for compiled code
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _part = ir.FunctionType(_int32, [_int64, _int64])
 """A part as helpers call it: the address of the arguments and its number in, 0 out unless it failed."""
+emits = cast(Callable[[Callable[..., Any]], Any], intrinsic)
 
 
 def _at(builder: Any, word: Any) -> Any:
@@ -53,7 +54,7 @@ def _at(builder: Any, word: Any) -> Any:
     return builder.gep(first, [builder.mul(word, _int64(LINE))])
 
 
-@intrinsic
+@emits
 def _look(typing: Any, word: Any) -> Any:
     """A word as it is now."""
 
@@ -63,7 +64,7 @@ def _look(typing: Any, word: Any) -> Any:
     return types.int64(types.int64), code
 
 
-@intrinsic
+@emits
 def _swap(typing: Any, word: Any, value: Any) -> Any:
     """Set a word; returns what it was."""
 
@@ -73,7 +74,7 @@ def _swap(typing: Any, word: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), code
 
 
-@intrinsic
+@emits
 def _add(typing: Any, word: Any, value: Any) -> Any:
     """Add to a word; returns what it was."""
 
@@ -83,7 +84,7 @@ def _add(typing: Any, word: Any, value: Any) -> Any:
     return types.int64(types.int64, types.int64), code
 
 
-@intrinsic
+@emits
 def _call(typing: Any, function: Any, data: Any, part: Any) -> Any:
     """Do a part of the work at these addresses; returns 1 where it failed."""
 
@@ -94,7 +95,7 @@ def _call(typing: Any, function: Any, data: Any, part: Any) -> Any:
     return types.int64(types.int64, types.int64, types.int64), code
 
 
-@intrinsic
+@emits
 def _pause(typing: Any) -> Any:
     """Tell the core that this loop waits."""
 
@@ -108,7 +109,7 @@ def _pause(typing: Any) -> Any:
     return types.void(), code
 
 
-@intrinsic
+@emits
 def _give_way(typing: Any) -> Any:
     """Let whoever waits for this core have it."""
 
@@ -120,7 +121,7 @@ def _give_way(typing: Any) -> Any:
     return types.void(), code
 
 
-@intrinsic
+@emits
 def _nap(typing: Any) -> Any:
     """Sleep for a moment."""
 
@@ -193,10 +194,10 @@ def _work(function: int, data: int, parts: int) -> None:
         raise MemoryError("a part of a compiled kernel failed")  # nothing else is raised in there
 
 
-_work.compile("void(int64, int64, int64)")  # type: ignore[attr-defined]  # for `share` to call
+cast(Any, _work).compile("void(int64, int64, int64)")  # for `share` to call
 
 
-@intrinsic
+@emits
 def share(typing: Any, f: Any, arguments: Any, parts: Any) -> Any:
     """Call `f(i, *arguments)` for i = 0 … parts - 1 on all who are free; returns when all is done."""
     takes = f.get_call_type(typing, (types.int64, *arguments.types), {})
@@ -213,7 +214,7 @@ def share(typing: Any, f: Any, arguments: Any, parts: Any) -> Any:
         inner.ret(status.code)
         places = part, cgutils.alloca_once_value(builder, values[1])
         addresses = [builder.ptrtoint(place, _int64) for place in places]
-        work = _work.overloads[(types.int64,) * 3]
+        work = cast(Any, _work).overloads[(types.int64,) * 3]
         context.add_linking_libs([work.library])
         return context.call_internal(builder, work.fndesc, work.signature, [*addresses, values[2]])
 
