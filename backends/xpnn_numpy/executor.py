@@ -47,6 +47,7 @@ class PiecesExecutor(Executor):
         if isinstance(self.model, Container):
             sizes += [prod(layer.shape(shape)) for _, layer, shape in self.model.walk(in_shape)]
         self.sample_bytes = max(sizes) * np.dtype(self.dtype).itemsize
+        self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
         self.crew = Crew(threads())
 
     @contextmanager
@@ -106,6 +107,10 @@ class PiecesExecutor(Executor):
         """Kernels share their work where a batch of `n` is one lane."""
         return self.backend.sharing(self.crew.threads if self._count(n) == 1 else 1)
 
+    def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
+        right = self.loss.correct(scores, targets)
+        return loss.dtype.type(0 if right is None else np.count_nonzero(right))
+
     def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
         return {path: flat[part].reshape(shape) for path, part, shape in self._parts}
 
@@ -119,7 +124,7 @@ class PiecesExecutor(Executor):
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n, whole = len(images), super().predict
-        pieces = max(self._count(n), self._pieces(n)) if self.model.divisible else 1
+        pieces = max(self._count(n), self._pieces(n)) if self.divisible else 1
         if pieces == 1:
             with self._sharing(n):
                 return whole(state, images)
@@ -128,7 +133,7 @@ class PiecesExecutor(Executor):
 
     def _count(self, n: int) -> int:
         """The lanes of a batch of `n`."""
-        if not (self.model.per_sample or (self.model.divisible and self.backend.compiled is None)):
+        if not (self.per_sample or (self.divisible and self.backend.compiled is None)):
             return 1  # lanes that meet at every sum: compiled kernels share their work at less cost
         return max((lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes), default=1)
 
@@ -142,7 +147,7 @@ class PiecesExecutor(Executor):
         """For each lane a row, the flat gradient; the new statistics, the sum of the loss and of right answers."""
         n, weights = len(images), self._tree(state["weights"])
         lanes = self._count(n)
-        meeting = None if lanes == 1 or self.model.per_sample else Meeting(lanes, self.crew.threads)
+        meeting = None if lanes == 1 or self.per_sample else Meeting(lanes, self.crew.threads)
 
         flats = np.empty((lanes, len(state["weights"])), self.dtype)
 
@@ -150,7 +155,7 @@ class PiecesExecutor(Executor):
             a, b = n * i // lanes, n * (i + 1) // lanes
             ops = self.backend.ops if meeting is None else self._ops[i]
             gradient, stats, loss, right = self._tree(flats[i]), dict[str, Array](), None, None
-            pieces = self._pieces(b - a) if self.model.per_sample else 1
+            pieces = self._pieces(b - a) if self.per_sample else 1
             for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
                 scores, stats, backward = self.program.apply(weights, state["stats"], images[start:stop], run)

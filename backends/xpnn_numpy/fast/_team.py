@@ -15,8 +15,7 @@ import atexit
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -39,8 +38,9 @@ LOOKS, NAPS, NAP = 60_000, 2_000, 50
 """Looks before a helper naps (some milliseconds), naps before it goes to sleep, and microseconds of a nap."""
 
 _memory = np.zeros((FAILED + 2) * LINE, np.int64)
-board = _memory[-_memory.ctypes.data % (8 * LINE) // 8 :][: (FAILED + 1) * LINE : LINE]
-binding.add_symbol("xpnn_team", board.ctypes.data)  # by name, for compiled code is kept on disk
+_first = -_memory.ctypes.data % (8 * LINE) // 8
+board = memoryview(_memory)[_first :: LINE]
+binding.add_symbol("xpnn_team", _memory.ctypes.data + 8 * _first)  # by name, for compiled code is kept on disk
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _part = ir.FunctionType(_int32, [_int64, _int64])
@@ -245,30 +245,39 @@ class Team:
     """The helpers of this process."""
 
     def __init__(self) -> None:
-        board[:] = 0
+        _memory[:] = 0
         self.lock = threading.Lock()
         self.helpers: list[_Helper] = []
 
-    @contextmanager
-    def sharing(self, threads: int) -> Iterator[None]:
-        """Have kernels share their work among so many threads, this one included."""
-        many = threads - 1
-        if board[LOOKING] < many:
-            with self.lock:
-                self.helpers += [_Helper(i) for i in range(len(self.helpers), many)]
-                for helper in self.helpers[:many]:
-                    helper.wake()
-        board[ALLOWED] = many
-        try:
-            yield
-        finally:
-            board[ALLOWED] = 0
+    def sharing(self, threads: int) -> _Sharing:
+        """Entered where kernels may share their work among so many threads, this one included."""
+        return _Sharing(self, threads - 1)
+
+    def wake(self, many: int) -> None:
+        """Have so many helpers look for work."""
+        with self.lock:
+            self.helpers += [_Helper(i) for i in range(len(self.helpers), many)]
+            for helper in self.helpers[:many]:
+                helper.wake()
 
     def leave(self) -> None:
         """End all helpers: compiled code does not outlive the interpreter."""
         board[ALLOWED] = -1
         for helper in self.helpers:
             helper.leave()
+
+
+class _Sharing:
+    def __init__(self, team: Team, helpers: int) -> None:
+        self.team, self.helpers = team, helpers
+
+    def __enter__(self) -> None:
+        if board[LOOKING] < self.helpers:
+            self.team.wake(self.helpers)
+        board[ALLOWED] = self.helpers
+
+    def __exit__(self, *raised: object) -> None:
+        board[ALLOWED] = 0
 
 
 class _Helper:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Part(NamedTuple):
     """The inputs at one place between the strides, and what of the kernel and of `dy` they meet."""
 
     inputs: tuple[slice, ...]
-    taps: tuple[list[int], ...]
+    taps: tuple[slice, ...]
     places: Host
     offsets: Host
 
@@ -52,13 +53,14 @@ def backward(w: Window, c_out: int) -> tuple[Pads, list[Part]]:
     Input `i` is under tap `t` of output `(i + before - t·d) / s`, where that is an integer: inputs that are a stride
     apart meet the same taps, and outputs that are one apart.
     """
-    axes: list[list[tuple[slice, list[int], list[int]]]] = []
+    axes: list[list[tuple[slice, slice, list[int]]]] = []
     pads: list[tuple[int, int]] = []
     for n, k, s, d, (before, _), out in zip(w.n, w.size, w.stride, w.dilation, w.pads, w.out, strict=True):
         parts = []
         for first in range(min(s, n)):
-            taps = [t for t in range(k) if (first + before - t * d) % s == 0]
-            parts.append((slice(first, n, s), taps, [(first + before - t * d) // s for t in taps]))
+            taps = [t for t in range(k) if (first + before - t * d) % s == 0]  # as far apart as the first two
+            which = slice(taps[0], k, s // gcd(s, d)) if taps else slice(0)
+            parts.append((slice(first, n, s), which, [(first + before - t * d) // s for t in taps]))
         reach = [(o, o + len(range(n)[i])) for i, _, outputs in parts for o in outputs]
         pads.append((max([0, *(-o for o, _ in reach)]), max([0, *(o - out for _, o in reach)])))
         axes.append(parts)

@@ -127,7 +127,7 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     for inputs, taps, places, offsets in parts:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
-            met = np.moveaxis(weight[np.ix_(range(c_out), *taps)], 0, -2).reshape(-1, c)
+            met = weight[(slice(None), *taps)].transpose(*range(1, weight.ndim - 1), 0, -1).reshape(-1, c)
             _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere)
         else:  # a stride longer than the kernel: no output sees them
             part[...] = 0

@@ -15,6 +15,8 @@ from xpnn.optim import SGD, Adam, AdamW, Optimizer
 from xpnn_numpy.fast._compiled import Host, compiled
 from xpnn_numpy.fast._team import cut, share, stretch
 
+BLOCK = 1024
+"""Weights at a time, which stay in the first-level cache."""
 Moments = Mapping[str, Host]
 Update = Callable[[Any, Host, Host, Moments, Host, Host, Moments], bool]
 
@@ -49,31 +51,33 @@ def _sgd(
     weights: Host, gradients: Host, old: Host, lr: float, momentum: float, decay: float, nesterov: bool, new: Host,
     velocity: Host,
 ) -> bool:  # fmt: skip
-    finite = np.ones(cut(len(weights), 8), np.bool_)
-    share(_sgd_part, (weights, gradients, old, lr, momentum, decay, nesterov, new, velocity, finite), len(finite))
-    return bool(finite.all())
+    lost = np.zeros(cut(len(weights), 8), np.int64)
+    share(_sgd_part, (weights, gradients, old, lr, momentum, decay, nesterov, new, velocity, lost), len(lost))
+    return bool(lost.sum() == 0)
 
 
 @compiled
 def _sgd_part(
     part: int, weights: Host, gradients: Host, old: Host, lr: float, momentum: float, decay: float, nesterov: bool,
-    new: Host, velocity: Host, finite: Host,
+    new: Host, velocity: Host, lost: Host,
 ) -> None:  # fmt: skip
-    begin, end = stretch(len(weights), part, len(finite))
-    moving, lost, decayed = len(old) > 0, 0, lr * decay
-    for i in range(begin, end):
-        g = gradients[0, i]
-        for lane in range(1, len(gradients)):
-            g += gradients[lane, i]
-        step = g
-        if moving:
-            v = momentum * old[i] + g
-            velocity[i] = v
-            step = g + momentum * v if nesterov else v
-        w = weights[i] - decayed * weights[i] - lr * step
-        new[i] = w
-        lost += not np.isfinite(w)
-    finite[part] = lost == 0
+    space, (begin, end) = np.empty(BLOCK, weights.dtype), stretch(len(weights), part, len(lost))
+    for first in range(begin, end, BLOCK):
+        last = min(first + BLOCK, end)
+        step, w, out = _summed(gradients, first, last, space), weights[first:last], new[first:last]
+        if len(old):
+            before, v = old[first:last], velocity[first:last]
+            for i in range(len(v)):
+                v[i] = momentum * before[i] + step[i]
+            if nesterov:
+                for i in range(len(v)):
+                    space[i] = step[i] + momentum * v[i]
+                step = space
+            else:
+                step = v
+        for i in range(len(w)):
+            out[i] = w[i] - lr * decay * w[i] - lr * step[i]
+    lost[part] = _not_finite(new[begin:end])
 
 
 @compiled
@@ -81,27 +85,48 @@ def _adam(
     weights: Host, gradients: Host, old: tuple[Host, Host], scalars: Host, fixed: Host, new: Host,
     moments: tuple[Host, Host],
 ) -> bool:  # fmt: skip
-    finite = np.ones(cut(len(weights), 16), np.bool_)
-    share(_adam_part, (weights, gradients, old, scalars, fixed, new, moments, finite), len(finite))
-    return bool(finite.all())
+    lost = np.zeros(cut(len(weights), 16), np.int64)
+    share(_adam_part, (weights, gradients, old, scalars, fixed, new, moments, lost), len(lost))
+    return bool(lost.sum() == 0)
 
 
 @compiled
 def _adam_part(
     part: int, weights: Host, gradients: Host, old: tuple[Host, Host], scalars: Host, fixed: Host, new: Host,
-    moments: tuple[Host, Host], finite: Host,
+    moments: tuple[Host, Host], lost: Host,
 ) -> None:  # fmt: skip
-    begin, end = stretch(len(weights), part, len(finite))
     lr, corrected_lr, root = scalars[0], scalars[1], scalars[2]
     beta1, rest1, beta2, rest2, epsilon, decay = fixed[0], fixed[1], fixed[2], fixed[3], fixed[4], fixed[5]
-    (old_mean, old_square), (mean, square), lost = old, moments, 0
-    for i in range(begin, end):
-        g = gradients[0, i]
-        for lane in range(1, len(gradients)):
-            g += gradients[lane, i]
-        m, s = beta1 * old_mean[i] + rest1 * g, beta2 * old_square[i] + rest2 * (g * g)
-        mean[i], square[i] = m, s
-        w = weights[i] - lr * decay * weights[i] - corrected_lr * m / (root * np.sqrt(s) + epsilon)
-        new[i] = w
-        lost += not np.isfinite(w)
-    finite[part] = lost == 0
+    (old_mean, old_square), (mean, square) = old, moments
+    space, (begin, end) = np.empty(BLOCK, weights.dtype), stretch(len(weights), part, len(lost))
+    for first in range(begin, end, BLOCK):
+        last = min(first + BLOCK, end)
+        g, w, out = _summed(gradients, first, last, space), weights[first:last], new[first:last]
+        old_m, old_s, m, s = old_mean[first:last], old_square[first:last], mean[first:last], square[first:last]
+        for i in range(len(w)):
+            m[i] = beta1 * old_m[i] + rest1 * g[i]
+            s[i] = beta2 * old_s[i] + rest2 * (g[i] * g[i])
+        for i in range(len(w)):
+            out[i] = w[i] - lr * decay * w[i] - corrected_lr * m[i] / (root * np.sqrt(s[i]) + epsilon)
+    lost[part] = _not_finite(new[begin:end])
+
+
+@compiled
+def _summed(gradients: Host, first: int, last: int, space: Host) -> Host:
+    """The gradients of all lanes, added up in `space` where there is more than one."""
+    total = gradients[0, first:last]
+    for lane in range(1, len(gradients)):
+        g = gradients[lane, first:last]
+        for i in range(len(g)):
+            space[i] = total[i] + g[i]
+        total = space[: len(g)]
+    return total
+
+
+@compiled
+def _not_finite(x: Host) -> int:
+    """How many are not: their difference from themselves is NaN."""
+    lost = 0
+    for i in range(len(x)):
+        lost += x[i] - x[i] != 0
+    return lost

@@ -8,7 +8,7 @@ the inputs `o·s - before + t·d` for the taps `t = 0 … k-1`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -28,6 +28,13 @@ class Window:
     dilation: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
     out: tuple[int, ...]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.n, self.size, self.stride, self.dilation, self.pads, self.out))
+
+    def __hash__(self) -> int:
+        return self._hash  # a step looks some tables up by it
 
     @property
     def padded(self) -> tuple[int, ...]:

@@ -189,7 +189,12 @@ def pool_window(
     """The checked geometry of a pool over images of size `spatial`."""
     if not spatial:
         raise ShapeError(f"{op}: x has no spatial axes; expected (N, *spatial, C)")
-    w = window(op, spatial, size, size if stride is None else stride, padding, dilation, ceil_mode)
+    return _checked(op, window(op, spatial, size, size if stride is None else stride, padding, dilation, ceil_mode))
+
+
+@lru_cache(maxsize=4096)
+def _checked(op: str, w: Window) -> Window:
+    """`w`, once it is known to suit a pool."""
     if any(2 * max(pads) > d * (k - 1) + 1 for pads, k, d in zip(w.pads, w.size, w.dilation, strict=True)):
         raise ShapeError(
             f"{op}: padding {w.pads} is more than half the window {w.size}: a window could lie in the padding "
@@ -203,7 +208,6 @@ def pool_window(
     return w
 
 
-@lru_cache(maxsize=4096)
 def _all_see_input(w: Window) -> bool:
     """Whether each window has a tap on a real input."""
     axes = zip(w.n, w.size, w.stride, w.dilation, w.pads, w.out, strict=True)
