@@ -22,6 +22,7 @@ from typing import Any
 from xpnn import data
 from xpnn.backend import Backend
 from xpnn.data import Dataset
+from xpnn.errors import FileFormatError
 from xpnn.train import Trainer
 from xpnn.train.callbacks import to_json
 from xpnn.train.files import drop_stale
@@ -54,7 +55,13 @@ class Run:
                 "last": ("none was written", f"go on with the run: xpnn train --out {self.path} --resume"),
             }[which]
             raise FileNotFoundError(f"there is no checkpoint {file}: {why}, or it was removed; {remedy}")
-        return Trainer.load(file, backend=backend or self.config["backend"], device=device)
+        try:
+            return Trainer.load(file, backend=backend or self.config["backend"], device=device)
+        except FileFormatError as e:
+            other = "best" if which == "last" else "last"
+            if not self.file(f"{other}.safetensors").exists():
+                raise
+            raise FileFormatError(f"{e}, or take --checkpoint {other}") from None
 
     def dataset(self, data_dir: str | Path | None = None) -> Dataset:
         """The data set that it was trained on.

@@ -397,7 +397,7 @@ def test_a_line_fits_eighty_columns():
     )
 
 
-@pytest.mark.parametrize("arguments", [[], *([command.__name__.rpartition(".")[2]] for command in COMMANDS)])
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
 def test_help_shows_an_example_and_fits_eighty_columns(arguments, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as e:

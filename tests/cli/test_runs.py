@@ -650,6 +650,17 @@ def test_show_needs_no_metrics(done):
     assert main(["show", str(done), "--checkpoint", "best"]) == 0
 
 
+def test_a_checkpoint_that_is_damaged(done, capsys):
+    file = done / "last.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["evaluate", str(done)]) == 2
+    assert "copy or download it again, or take --checkpoint best" in capsys.readouterr().err
+    assert main(["evaluate", str(done), "--checkpoint", "best"]) == 0
+    (done / "best.safetensors").unlink()
+    assert main(["evaluate", str(done)]) == 2
+    assert "--checkpoint" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_is_not_there(done, capsys):
     (done / "best.safetensors").unlink()
     assert main(["evaluate", str(done), "--checkpoint", "best"]) == 2

@@ -817,6 +817,7 @@ def test_an_empty_file(path):
         (b"\x80\x04\x95", "but a pickle"),
         (b"\x89HDF\r\n\x1a\n", "but an HDF5 file"),
         (b"\x93NUMPY\x01", r"but a NumPy array"),
+        (b"hello", "no safetensors file; xpnn reads"),
         (b"hello, this is only text", "no safetensors file; xpnn reads"),
         (b"\xff" * 8 + b"{", "no safetensors file; xpnn reads"),
     ],

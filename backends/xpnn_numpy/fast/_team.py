@@ -39,7 +39,7 @@ LOOKS, NAPS, NAP = 60_000, 2_000, 50
 
 _memory = np.zeros((FAILED + 2) * LINE, np.int64)
 _first = -_memory.ctypes.data % (8 * LINE) // 8
-board = memoryview(_memory)[_first :: LINE]
+board = _memory.data[_first::LINE]
 binding.add_symbol("xpnn_team", _memory.ctypes.data + 8 * _first)  # by name, for compiled code is kept on disk
 
 _int64, _int32 = ir.IntType(64), ir.IntType(32)

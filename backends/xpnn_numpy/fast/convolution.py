@@ -121,7 +121,7 @@ def _padded(x: Host, pads: _windows.Pads) -> Host:
 
 def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
-    (c_out, *_, c), (pads, parts) = weight.shape, _windows.backward(w, len(weight))
+    c, (pads, parts) = weight.shape[-1], _windows.backward(w, len(weight))
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
     none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
     for inputs, taps, places, offsets in parts:

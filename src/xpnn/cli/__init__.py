@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from xpnn.cli import backends, bench, completion, evaluate, explain, parity, predict, show, summary, train
 from xpnn.cli.values import Parser
 from xpnn.errors import NonFiniteError
 
-COMMANDS = train, evaluate, predict, explain, show, summary, backends, parity, bench, completion
+COMMANDS = "train", "evaluate", "predict", "explain", "show", "summary", "backends", "parity", "bench", "completion"
+"""Each is a module here."""
 
 
-def parser() -> Parser:
-    """What reads the command line."""
+def parser(names: Sequence[str] = COMMANDS) -> Parser:
+    """What reads the command line of some commands, which alone are imported: all of them take a third of a second."""
     from xpnn import __version__
 
     parser = Parser(
@@ -24,14 +25,15 @@ def parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"xpnn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name in names:
+        import_module(f"xpnn.cli.{name}").add_to(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except NonFiniteError as e:

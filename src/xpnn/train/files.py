@@ -359,7 +359,7 @@ def _check_start(path: PathLike, data: bytes) -> None:
     if not data:
         raise FileFormatError(f"{path} is empty; load another copy of it")
     size = int.from_bytes(data[:8], "little")
-    if len(data) > 8 and (data[8:9] != b"{" or size > 100_000_000):  # the largest header that the format allows
+    if data[8:9] not in (b"", b"{") or size > 100_000_000:  # the largest header that the format allows
         known = {
             b"PK\x03\x04": "a zip archive, as PyTorch's .pt and NumPy's .npz are",
             b"\x80": "a pickle",
