@@ -350,7 +350,7 @@ def fails(mutation: tuple[str, str, str, str] | None) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in ("src", "backends"):
-            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("*.nb[ci]"))
         tests, file = sorted({row[0] for row in MUTATIONS.values()}), ""
         if mutation:
             tests, file, old, new = [mutation[0]], *mutation[1:]
