@@ -124,18 +124,19 @@ class PiecesExecutor(Executor):
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n, whole = len(images), super().predict
-        pieces = max(self._count(n), self._pieces(n)) if self.divisible else 1
+        pieces = max(_lanes(n, n * self.sample_bytes), self._pieces(n)) if self.divisible else 1
         if pieces == 1:
-            with self._sharing(n):
+            with self.backend.sharing(self.crew.threads):
                 return whole(state, images)
         cuts = [n * i // pieces for i in range(pieces + 1)]
         return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), pieces))
 
     def _count(self, n: int) -> int:
-        """The lanes of a batch of `n`."""
-        if not (self.per_sample or (self.divisible and self.backend.compiled is None)):
-            return 1  # lanes that meet at every sum: compiled kernels share their work at less cost
-        return max((lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes), default=1)
+        """The lanes in which a batch of `n` is trained."""
+        lanes = _lanes(n, n * self.sample_bytes) if self.divisible else 1
+        if lanes == 2 and not self.per_sample and self.backend.compiled:
+            return 1  # what meets at every sum costs more than kernels that share their work
+        return lanes
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""
@@ -188,6 +189,11 @@ class PiecesExecutor(Executor):
             return self._meeting.whole(lane, part, n)
 
         return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
+
+
+def _lanes(n: int, size: int) -> int:
+    """Into how many lanes `n` samples are cut, whose largest activation takes `size` bytes."""
+    return max((lanes for least, lanes in LANES if size >= least and n >= lanes), default=1)
 
 
 @cache

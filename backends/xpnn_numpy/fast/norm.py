@@ -12,7 +12,7 @@ from xpnn.ops import norm as standard
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import norm as numpys
-from xpnn_numpy.kernels._rows import along, rows
+from xpnn_numpy.kernels._rows import rows
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -42,21 +42,18 @@ def batch_norm(
     here, flat = prod(x.shape[:-1]), rows(plain(x))
     mean, var, n = running_mean, running_var, here
     if training:
-        sums, n = ops.whole(_folded(_sum(flat), scale), here)
+        sums, n = ops.whole(_sum(flat, len(scale)), here)
         mean = sums / max(n, 1)
-    centre = along(x, mean)
-    if training:
-        var = ops.whole(_folded(_sum_of_squares(flat, centre), scale), here)[0] / max(n, 1)
+        var = ops.whole(_sum_of_squares(flat, mean), here)[0] / max(n, 1)
         running_mean, running_var = standard.moved(running_mean, running_var, mean, var, n, momentum)
     inverse = 1 / np.sqrt(var + epsilon)
     slope = inverse * scale
     y = np.empty(x.shape, x.dtype)
-    _normalise(flat, centre, along(x, slope), along(x, bias), rows(y))
+    _normalise(flat, mean, slope, bias, rows(y))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
         d = rows(plain(dy))
-        both = _sum_with(d, flat, centre)
-        sums = np.stack([_folded(both[0], scale), _folded(both[1], scale)])
+        sums = _sum_with(d, flat, mean)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:
             return None, dscale, dbias, None, None
@@ -65,23 +62,41 @@ def batch_norm(
             means = ops.whole(sums, here)[0] * (slope / n)
             means[1] *= inverse * inverse
         dx = np.empty(x.shape, x.dtype)
-        _pass_back(d, flat, centre, along(x, slope), along(x, means[0]), along(x, means[1]), rows(dx))
+        _pass_back(d, flat, mean, slope, means, rows(dx))
         return dx, dscale, dbias, None, None
 
     return (y, running_mean, running_var), backward
 
 
-def _folded(sums: Host, like: Host) -> Host:
-    """The sums of all parts, along an image row, as one a channel."""
-    folded: Host = sums.reshape(-1, len(like)).sum(0).astype(like.dtype)
-    return folded
+@compiled
+def _folded(sums: Host, channels: Host) -> None:
+    """Add up what belongs to a channel: the sums of all parts along an image row."""
+    many = len(channels)
+    totals = np.zeros(many)
+    for part in sums:
+        for first in range(0, len(part), many):
+            for j in range(many):
+                totals[j] += part[first + j]
+    for j in range(many):
+        channels[j] = totals[j]
 
 
 @compiled
-def _sum(x: Host) -> Host:
-    sums = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1]))
+def _along(channels: Host, length: int) -> Host:
+    """One value a channel, repeated along an image row."""
+    row = np.empty(length, channels.dtype)
+    for first in range(0, length, len(channels)):
+        for j in range(len(channels)):
+            row[first + j] = channels[j]
+    return row
+
+
+@compiled
+def _sum(x: Host, channels: int) -> Host:
+    sums, total = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1])), np.empty(channels, x.dtype)
     share(_sum_part, (x, sums), len(sums))
-    return sums
+    _folded(sums, total)
+    return total
 
 
 @compiled
@@ -97,10 +112,12 @@ def _sum_part(part: int, x: Host, totals: Host) -> None:
 
 
 @compiled
-def _sum_of_squares(x: Host, centre: Host) -> Host:
-    sums = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1]))
-    share(_sum_of_squares_part, (x, centre, sums), len(sums))
-    return sums
+def _sum_of_squares(x: Host, mean: Host) -> Host:
+    """Of what is left without the mean."""
+    sums, total = np.zeros((cut(len(x), 4 * x.shape[1]), x.shape[1])), np.empty_like(mean)
+    share(_sum_of_squares_part, (x, _along(mean, x.shape[1]), sums), len(sums))
+    _folded(sums, total)
+    return total
 
 
 @compiled
@@ -117,11 +134,13 @@ def _sum_of_squares_part(part: int, x: Host, centre: Host, totals: Host) -> None
 
 
 @compiled
-def _sum_with(d: Host, x: Host, centre: Host) -> Host:
-    """The sums of `d` and of `d · (x - centre)`."""
-    sums = np.zeros((2, cut(len(d), 8 * d.shape[1]), d.shape[1]))
-    share(_sum_with_part, (d, x, centre, sums), sums.shape[1])
-    return sums
+def _sum_with(d: Host, x: Host, mean: Host) -> Host:
+    """The sums of `d` and of `d · (x - mean)`."""
+    sums, total = np.zeros((2, cut(len(d), 8 * d.shape[1]), d.shape[1])), np.empty((2, len(mean)), d.dtype)
+    share(_sum_with_part, (d, x, _along(mean, x.shape[1]), sums), sums.shape[1])
+    _folded(sums[0], total[0])
+    _folded(sums[1], total[1])
+    return total
 
 
 @compiled
@@ -139,30 +158,30 @@ def _sum_with_part(part: int, d: Host, x: Host, centre: Host, totals: Host) -> N
 
 
 @compiled
-def _normalise(x: Host, centre: Host, slope: Host, bias: Host, y: Host) -> None:
-    parts = cut(len(x), 4 * x.shape[1])
-    share(_normalise_part, (parts, x, centre, slope, bias, y), parts)
+def _normalise(x: Host, mean: Host, slope: Host, bias: Host, y: Host) -> None:
+    parts, length = cut(len(x), 4 * x.shape[1]), x.shape[1]
+    channels = _along(mean, length), _along(slope, length), _along(bias, length)
+    share(_normalise_part, (parts, x, channels, y), parts)
 
 
 @compiled
-def _normalise_part(part: int, parts: int, x: Host, centre: Host, slope: Host, bias: Host, y: Host) -> None:
-    begin, end = stretch(len(x), part, parts)
+def _normalise_part(part: int, parts: int, x: Host, channels: tuple[Host, Host, Host], y: Host) -> None:
+    (centre, slope, bias), (begin, end) = channels, stretch(len(x), part, parts)
     for i in range(begin, end):
         for j in range(x.shape[1]):
             y[i, j] = (x[i, j] - centre[j]) * slope[j] + bias[j]
 
 
 @compiled
-def _pass_back(d: Host, x: Host, centre: Host, slope: Host, mean: Host, tilt: Host, dx: Host) -> None:
-    parts = cut(len(d), 4 * d.shape[1])
-    share(_pass_back_part, (parts, d, x, centre, slope, mean, tilt, dx), parts)
+def _pass_back(d: Host, x: Host, mean: Host, slope: Host, means: Host, dx: Host) -> None:
+    parts, length = cut(len(d), 4 * d.shape[1]), x.shape[1]
+    channels = _along(mean, length), _along(slope, length), _along(means[0], length), _along(means[1], length)
+    share(_pass_back_part, (parts, d, x, channels, dx), parts)
 
 
 @compiled
-def _pass_back_part(
-    part: int, parts: int, d: Host, x: Host, centre: Host, slope: Host, mean: Host, tilt: Host, dx: Host
-) -> None:
-    begin, end = stretch(len(d), part, parts)
+def _pass_back_part(part: int, parts: int, d: Host, x: Host, channels: tuple[Host, Host, Host, Host], dx: Host) -> None:
+    (centre, slope, shift, tilt), (begin, end) = channels, stretch(len(d), part, parts)
     for i in range(begin, end):
         for j in range(d.shape[1]):
-            dx[i, j] = d[i, j] * slope[j] - (x[i, j] - centre[j]) * tilt[j] - mean[j]
+            dx[i, j] = d[i, j] * slope[j] - (x[i, j] - centre[j]) * tilt[j] - shift[j]
