@@ -4,13 +4,13 @@ A batch is cut into at most 8 lanes, where it has work enough for them, and thre
 sample's result is its own, a lane is computed in pieces whose largest activation stays in the cache; where
 batch normalisation joins the samples, the lanes go side by side through the layers and meet at its sums. The
 update is cut as well. BLAS is held to one thread meanwhile, for the lanes are its parallel work. Where there is one
-lane, compiled kernels (`fast`) share what each of them does.
+lane, and in an update, compiled kernels (`fast`) share what each of them does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import prod
@@ -61,12 +61,11 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
-        with self._sharing(len(images)):
-            flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
-            weights, moments = state["weights"], state["moments"]
-            new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
-            finite = bool(state["finite"]) and bool(np.isfinite(loss))
-            finite = finite and self._update(weights, flats, moments, scalars[1:], new, new_moments)
+        flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
+        weights, moments = state["weights"], state["moments"]
+        new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
+        finite = bool(state["finite"]) and bool(np.isfinite(loss))
+        finite = finite and self._update(weights, flats, moments, scalars[1:], new, new_moments)
         if finite:
             state = {"weights": new, "moments": new_moments, "stats": stats, "finite": np.True_}
         else:
@@ -87,7 +86,8 @@ class PiecesExecutor(Executor):
         if optimizer.clip_norm is not None:
             flats = optimizer.clip(ops, _sum(flats))[None]
         if (compiled := self.backend.updates.get(type(optimizer))) is not None:
-            return compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
+            with self.backend.sharing(self.crew.threads):
+                return compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
         if not optimizer.elementwise:
             chunk = max(len(weights), 1)
 
@@ -102,10 +102,6 @@ class PiecesExecutor(Executor):
             return bool(np.isfinite(moved).all())
 
         return all(self.crew.each(update, -(-len(new) // chunk)))
-
-    def _sharing(self, n: int) -> AbstractContextManager[None]:
-        """Kernels share their work where a batch of `n` is one lane."""
-        return self.backend.sharing(self.crew.threads if self._count(n) == 1 else 1)
 
     def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
         right = self.loss.correct(scores, targets)
@@ -124,7 +120,7 @@ class PiecesExecutor(Executor):
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n, whole = len(images), super().predict
-        pieces = max(_lanes(n, n * self.sample_bytes), self._pieces(n)) if self.divisible else 1
+        pieces = max(_lanes_of(n, n * self.sample_bytes), self._pieces(n)) if self.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return whole(state, images)
@@ -133,7 +129,7 @@ class PiecesExecutor(Executor):
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
-        lanes = _lanes(n, n * self.sample_bytes) if self.divisible else 1
+        lanes = _lanes_of(n, n * self.sample_bytes) if self.divisible else 1
         if lanes == 2 and not self.per_sample and self.backend.compiled:
             return 1  # what meets at every sum costs more than kernels that share their work
         return lanes
@@ -149,7 +145,6 @@ class PiecesExecutor(Executor):
         n, weights = len(images), self._tree(state["weights"])
         lanes = self._count(n)
         meeting = None if lanes == 1 or self.per_sample else Meeting(lanes, self.crew.threads)
-
         flats = np.empty((lanes, len(state["weights"])), self.dtype)
 
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
@@ -173,7 +168,10 @@ class PiecesExecutor(Executor):
                         gradient[path] += g
             return stats, loss, right
 
-        if meeting is None:
+        if lanes == 1:
+            with self.backend.sharing(self.crew.threads):
+                results = [lane(0)]
+        elif meeting is None:
             results = self.crew.each(lane, lanes)
         else:
             self._meeting = meeting
@@ -191,7 +189,7 @@ class PiecesExecutor(Executor):
         return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
 
 
-def _lanes(n: int, size: int) -> int:
+def _lanes_of(n: int, size: int) -> int:
     """Into how many lanes `n` samples are cut, whose largest activation takes `size` bytes."""
     return max((lanes for least, lanes in LANES if size >= least and n >= lanes), default=1)
 

@@ -13,6 +13,7 @@ import xpnn
 from xpnn import models
 from xpnn.layers import BatchNorm, Conv2D, Dense, GlobalAvgPool, ReLU, Residual, Sequential
 from xpnn.ops import Ops
+from xpnn.ops._window import window
 from xpnn.optim import SGD, Adam, AdamW
 from xpnn.parity import compare_network
 from xpnn.random import Stream
@@ -30,6 +31,7 @@ OPS = [  # shapes large enough to be cut in every way there is
     ("conv_pool", [(32, 28, 28, 1), (32, 3, 3, 1), (32,)], {"pool": 2, "relu": True}),
     ("conv_pool", [(16, 13, 13, 32), (64, 3, 3, 32), (64,)], {"pool": 2}),
     ("conv_pool", [(1, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
+    ("conv_pool", [(2, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
     ("max_pool", [(9, 32, 32, 16)], {"window": 3, "stride": 2, "padding": 1}),
     ("avg_pool", [(9, 32, 32, 16)], {"window": 2}),
     ("batch_norm", [(9, 32, 32, 16), *[(16,)] * 4], {"training": True}),
@@ -54,12 +56,30 @@ def drawn(name, shape):
     return Stream(7, name).uniform(shape, -1, 1).astype(np.float32)
 
 
+@numba.njit
+def _slowly(part, done):
+    """A part that takes a millisecond or more, so that all who can come do."""
+    x = 1.0
+    for _ in range(500_000 * (1 + part % 2)):
+        x = x * 0.9999999 + 1e-9
+    done[part] = x
+
+
+@numba.njit(nogil=True)
+def _slow(done):
+    share(_slowly, (done,), len(done))
+
+
+_slow(np.zeros(1))  # compiles
+
+
 def come(threads):
-    """Wait until all helpers are there."""
+    """Wait until all helpers are there, and wide awake."""
     until = time.monotonic() + 60
     while board[LOOKING] < threads - 1:
         assert time.monotonic() < until
         time.sleep(0.001)
+    _slow(np.zeros(2 * threads))
 
 
 def run(code, **environment):
@@ -84,6 +104,65 @@ def test_shared_work_gives_the_same_bits(name, shapes, options):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert a is b is None or np.array_equal(a, b)
+    y, backward = getattr(Ops(), name)(*(a.astype(np.float64) for a in arrays), **options)
+    y = y if isinstance(y, tuple) else (y,)
+    for a, b in zip(found[0], [*y, *backward(drawn("dy", y[0].shape).astype(np.float64))], strict=True):
+        assert a is b is None or np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_who_shares_waits_for_all_parts():
+    with team.sharing(2):
+        come(2)
+        for _ in range(20):
+            done = np.zeros(2)
+            _slow(done)  # the second part takes longer, and is the helper's
+            assert done.all()
+
+
+@pytest.mark.parametrize("c_out", [1, 2, 3, 7, 17])
+@pytest.mark.parametrize("pool", [(), (2, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
+    from xpnn_numpy.fast import _windows, convolution
+
+    for size in range(6, 26):
+        w = window("conv", (size, 11), (3, 3), 1, "same", 1)
+        places, taps = _windows.forward(w, pool or (1, 1), 4)
+        image = convolution._padded(np.ones((1, size, 11, 4), dtype), w.pads)
+        weight, nothing = np.ones((len(taps), c_out), dtype), np.zeros(0, dtype)
+        rows = places.shape[1]
+        beyond = np.full(rows * c_out + 100, 7, dtype)
+        place = np.zeros((rows if pool else 0, c_out), np.uint8)
+        y = beyond[: rows * c_out].reshape(rows, c_out)
+        convolution._forward(image, places, taps, weight, nothing, False, y, place)
+        assert (beyond[rows * c_out :] == 7).all()
+        assert y.max() == 36
+
+
+def test_an_empty_batch_has_no_gradient():
+    x, weight = np.zeros((0, 8, 8, 32), np.float32), np.ones((8, 3, 3, 32), np.float32)
+    y, backward = xpnn.backend.get("numpy").ops.conv_pool(x, weight, np.ones(8, np.float32), pool=2, relu=True)
+    dx, dweight, dbias = backward(y)
+    assert dx.shape == x.shape
+    assert not dweight.any()
+    assert not dbias.any()
+
+
+def test_steps_and_predictions_share_their_work(monkeypatch):
+    monkeypatch.setenv("XPNN_THREADS", "2")
+    trainer = xpnn.Trainer(models.small_cnn(), backend="numpy")
+    images, labels = drawn("images", (64, 28, 28, 1)), np.zeros(64, np.int64)
+    trainer.fit(images[:16], labels[:16])
+    for work in (
+        lambda: trainer.predict(images[:16]),
+        lambda: trainer.fit(images[:16], labels[:16]),
+        lambda: trainer.fit(images, labels, batch_size=64),  # in lanes: its update alone
+    ):
+        with team.sharing(2):
+            come(2)
+        jobs = board[JOBS]
+        work()
+        assert board[JOBS] > jobs
 
 
 @pytest.mark.parametrize("model", [models.lenet5(), models.small_cnn(), BATCH_NORM], ids=["lenet5", "small", "normed"])
@@ -111,15 +190,22 @@ def test_updates_are_those_of_the_optimizers(optimizer, dtype):
     old = {name: abs(drawn(name, (n,))).astype(dtype) for name in optimizer.moments}
     scalars = np.asarray(optimizer.scalars(0.05, 3), dtype)
     expected = optimizer.update(Ops(), weights, flats[0] + flats[1] + flats[2], old, scalars)
+    found = []
     for threads in (1, 2):
         new, moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in old.items()}
         with team.sharing(threads):
+            come(threads)
+            jobs = board[JOBS]
             assert fast.UPDATES[type(optimizer)](optimizer, weights, flats, old, scalars, new, moments) is True
-        assert set(moments) == set(expected[1])
-        for a, b in ((new, expected[0]), *((moments[name], expected[1][name]) for name in moments)):
-            np.testing.assert_allclose(a, b, rtol=8 * np.finfo(dtype).eps, atol=8 * np.finfo(dtype).eps)
-    flats[1, n - 1] = np.inf
-    assert fast.UPDATES[type(optimizer)](optimizer, weights, flats, old, scalars, new, moments) is False
+            assert board[JOBS] - jobs == threads - 1
+        found.append([new, *(moments[name] for name in expected[1])])
+    for one, two, other in zip(*found, [expected[0], *expected[1].values()], strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, other, rtol=8 * np.finfo(dtype).eps, atol=8 * np.finfo(dtype).eps)
+    for i, value in ((0, np.nan), (n // 2, -np.inf), (n - 1, np.inf)):
+        spoilt = flats.copy()
+        spoilt[1, i] = value
+        assert fast.UPDATES[type(optimizer)](optimizer, weights, spoilt, old, scalars, new, moments) is False
 
 
 def test_a_part_that_fails_stops_the_kernel():

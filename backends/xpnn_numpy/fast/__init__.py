@@ -4,7 +4,7 @@ Why: threads share one interpreter, and whoever calls NumPy gives its lock up an
 calls of less than some 200 µs gain nothing from a second thread. Here a convolution with its pool is one long call
 without the lock, and what NumPy does pass by pass over an image is done in one pass while the data are in the cache.
 
-Threads take whole lanes; where a batch is too small for more than one, helpers take parts of each kernel (`_team`).
+Threads take whole lanes; where a batch is one, helpers take parts of each kernel (`_team`).
 The bits do not depend on how many there are. The first run on a machine compiles for some twenty seconds; what it made
 stays on disk.
 """

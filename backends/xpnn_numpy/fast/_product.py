@@ -185,7 +185,7 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
     n, width, many, last = b.shape[1], 2 * BYTES // a.itemsize, len(rows) - MOST, first + len(cols)
     for column in range(0, n, width):
         part, step, y = b.reshape(-1)[first * n + column :], n, sums[column * len(rows) :]
-        if n * b.itemsize > FAR or (last == len(b) and n - column < width):
+        if n * b.itemsize > FAR or (len(b) - last) * n < width - (n - column):
             _copy(b[first:last], column, width, space)
             part, step = space, width
         if 2 * (n - column) <= width:

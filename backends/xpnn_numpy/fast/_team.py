@@ -26,10 +26,10 @@ from numba.extending import intrinsic
 
 from xpnn_numpy.fast._compiled import compiled
 
-ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, NEXT, INSIDE, FAILED = range(11)
+ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, NEXT, INSIDE, FAILED, ENDED = range(12)
 """The words of the board: how many helpers may come, and how many look; whether somebody shares work; how many jobs
 there were; the number of the one that may be entered, or 0; what to call, with what, and how often; the next part; the
-helpers inside; how many parts failed."""
+helpers inside; how many parts failed; whether the process ends."""
 LINE = 16
 """Words from one to the next, each in cache lines of its own."""
 LEAST_ROWS, LEAST_COST, MOST_PARTS = 32, 1 << 18, 8
@@ -37,7 +37,7 @@ LEAST_ROWS, LEAST_COST, MOST_PARTS = 32, 1 << 18, 8
 LOOKS, NAPS, NAP = 60_000, 2_000, 50
 """Looks before a helper naps (some milliseconds), naps before it goes to sleep, and microseconds of a nap."""
 
-_memory = np.zeros((FAILED + 2) * LINE, np.int64)
+_memory = np.zeros((ENDED + 2) * LINE, np.int64)
 _first = -_memory.ctypes.data % (8 * LINE) // 8
 board = _memory.data[_first::LINE]
 binding.add_symbol("xpnn_team", _memory.ctypes.data + 8 * _first)  # by name, for compiled code is kept on disk
@@ -226,7 +226,7 @@ def _help(number: int) -> None:
     """Be helper `number`, from 0, until there was nothing to do for long."""
     _add(LOOKING, 1)
     done = looks = 0
-    while looks < LOOKS + NAPS and _look(ALLOWED) >= 0:
+    while looks < LOOKS + NAPS and _look(ENDED) == 0:
         job = _look(OPEN)
         if job != 0 and job != done and number < _look(ALLOWED):
             _add(INSIDE, 1)
@@ -239,6 +239,9 @@ def _help(number: int) -> None:
             looks += 1
             _wait(looks)
     _add(LOOKING, -1)
+
+
+cast(Any, _help).compile("void(int64)")  # here, for who compiles holds a lock that a fork would never give back
 
 
 class Team:
@@ -258,13 +261,14 @@ class Team:
         with self.lock:
             self.helpers += [_Helper(i) for i in range(len(self.helpers), many)]
             for helper in self.helpers[:many]:
-                helper.wake()
+                helper.bell.set()
 
     def leave(self) -> None:
         """End all helpers: compiled code does not outlive the interpreter."""
-        board[ALLOWED] = -1
+        board[ENDED] = 1
         for helper in self.helpers:
-            helper.leave()
+            helper.bell.set()
+            helper.thread.join()
 
 
 class _Sharing:
@@ -282,28 +286,15 @@ class _Sharing:
 
 class _Helper:
     def __init__(self, number: int) -> None:
-        self.number, self.asleep, self.leaves = number, True, False
-        self.bell = threading.Semaphore(0)
+        self.number, self.bell = number, threading.Event()
         self.thread = threading.Thread(target=self._live, name=f"xpnn-helper-{number}", daemon=True)
         self.thread.start()
 
-    def wake(self) -> None:
-        if self.asleep:
-            self.asleep = False
-            self.bell.release()
-
-    def leave(self) -> None:
-        self.leaves = True
-        self.bell.release()
-        self.thread.join()
-
     def _live(self) -> None:
-        while True:
-            self.bell.acquire()
-            if self.leaves:
-                return
+        while not board[ENDED]:
+            self.bell.wait()
+            self.bell.clear()
             _help(self.number)
-            self.asleep = True
 
 
 team = Team()

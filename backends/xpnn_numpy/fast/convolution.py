@@ -34,8 +34,9 @@ BLOCK_BYTES = 1 << 16
 """Of the responses that are made at a time."""
 BLOCK = 128
 """Outputs whose gradients are added up at a time: with what lies under them they stay in the first-level cache."""
-OVERLAP = 2 * MOST
-"""Rows at the end of a part that are made elsewhere and copied: `multiply` would spoil those of the next part."""
+OVERLAP = MOST + BYTES // 4
+"""Rows at the end of a part, of one value at least, that are made elsewhere and copied: `multiply` writes whole tiles
+of whole vectors, and would spoil the rows of the next part, or what lies behind the last one."""
 STRETCHES = 4
 """Parts of the outputs, at the most, each of which has sums of its own."""
 LOSER = 255
@@ -94,7 +95,7 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         rows, dx = plain(dy).reshape(-1, c_out), None
-        dbias = None if bias is None else _add_up(rows, place).astype(x.dtype)
+        dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         many = len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
             run = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1)  # taps that lie together
@@ -170,7 +171,7 @@ def _forward(x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: 
     phases, c_out = len(places), y.shape[1]
     parts = cut(len(y), phases * len(taps) * c_out)
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
-    block = min(tiled(-(-len(y) // parts), TILES), most)
+    block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
     parts = min(parts, -(-len(y) // block))
     share(_forward_part, (parts, block, x, places, taps, packed(weight), bias, relu, y, place), parts)
 
@@ -276,8 +277,8 @@ def _weight_gradient(x: Host, places: Host, taps: Host, dy: Host, place: Host) -
 def _weight_gradient_part(
     part: int, groups: int, x: Host, places: Host, taps: Host, dy: Host, place: Host, sums: Host
 ) -> None:
-    pooled, image, (first, last) = len(place) > 0, x.reshape(-1), stretch(len(taps), part % groups, groups)
-    own = taps[first:last]
+    pooled, image, (tap, taps_end) = len(place) > 0, x.reshape(-1), stretch(len(taps), part % groups, groups)
+    own = taps[tap:taps_end]
     rows, cols = np.full(len(own) + MOST, own[-1]), np.empty(BLOCK + MOST, np.int64)
     rows[: len(own)] = own
     space = np.zeros(BLOCK * 2 * BYTES // x.itemsize, x.dtype)
@@ -288,25 +289,25 @@ def _weight_gradient_part(
         for phase in range(len(places)):
             among(places[phase], x.shape[1], first, last, cols)
             if pooled:
-                _share(dy[first:last], place[first:last], phase, spread)
+                _to_phase(dy[first:last], place[first:last], phase, spread)
             b, start = (spread[: last - first], 0) if pooled else (dy, first)
             add_up(image, rows, cols[: last - first], b, start, space, sums[part])
 
 
 @compiled
-def _add_up(dy: Host, place: Host) -> Host:
+def _bias_gradient(dy: Host, place: Host) -> Host:
     """Each channel's sum, in 64 bits; what ReLU cut off has no gradient."""
     sums = np.zeros((min(cut(len(dy), 4 * dy.shape[1]), STRETCHES), dy.shape[1]))
-    share(_add_up_part, (dy, place, sums), len(sums))
+    share(_bias_gradient_part, (dy, place, sums), len(sums))
     _fold(sums)
     total: Host = sums[0]
     return total
 
 
 @compiled
-def _add_up_part(part: int, dy: Host, place: Host, dbias: Host) -> None:
+def _bias_gradient_part(part: int, dy: Host, place: Host, totals: Host) -> None:
     """In blocks of few terms."""
-    (begin, end), c_out, d, won = stretch(len(dy), part, len(dbias)), dy.shape[1], dy.reshape(-1), place.reshape(-1)
+    (begin, end), c_out, d, won = stretch(len(dy), part, len(totals)), dy.shape[1], dy.reshape(-1), place.reshape(-1)
     width = max(1, 256 // c_out) * c_out  # some rows side by side
     sums = np.zeros(width, dy.dtype)
     for first in range(begin * c_out, end * c_out, 64 * width):
@@ -322,12 +323,12 @@ def _add_up_part(part: int, dy: Host, place: Host, dbias: Host) -> None:
                 for k in range(many):
                     sums[k] += d[i + k]
         for k in range(width):
-            dbias[part, k % c_out] += sums[k]
+            totals[part, k % c_out] += sums[k]
             sums[k] = 0
 
 
 @compiled
-def _share(dy: Host, place: Host, phase: int, spread: Host) -> None:
+def _to_phase(dy: Host, place: Host, phase: int, spread: Host) -> None:
     """The gradient of the responses at one place of the pool's windows from that of the maximum."""
     d, won, out = dy.reshape(-1), place.reshape(-1), spread.reshape(-1)
     for k in range(len(d)):
@@ -344,7 +345,7 @@ def _follow(
     Each part has some of the images and some of the channels. Taps lie together in runs of `length`.
     """
     parts = cut(len(dy), len(taps) * len(matrix))
-    stretches = min(parts, len(x), STRETCHES)
+    stretches = max(min(parts, len(x), STRETCHES), 1)
     groups = max(min(parts, len(matrix) // 8, STRETCHES) // stretches, 1)
     dmatrices = np.zeros((stretches, *matrix.shape), dy.dtype)
     images = np.zeros((groups, len(x) * asked, x.shape[1]), dy.dtype)
