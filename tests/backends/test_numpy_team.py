@@ -21,7 +21,7 @@ from xpnn.random import Stream
 numba = pytest.importorskip("numba")
 fast = pytest.importorskip("xpnn_numpy.fast")
 
-from xpnn_numpy.fast._team import FAILED, JOBS, LOOKING, board, share, team  # noqa: E402
+from xpnn_numpy.fast._team import ALLOWED, FAILED, JOBS, LOOKING, board, share, team  # noqa: E402
 
 OPS = [  # shapes large enough to be cut in every way there is
     ("conv", [(32, 14, 14, 32), (64, 3, 3, 32), (64,)], {"padding": "same"}),
@@ -251,6 +251,13 @@ def _outer(part, number):
 @numba.njit(nogil=True)
 def _nested():
     share(_outer, (0,), 8)
+
+
+def test_no_more_helpers_come_than_there_are_parts():
+    with team.sharing(100):
+        assert board[ALLOWED] == 7
+        come(8)
+        assert len(team.helpers) == 7
 
 
 def test_helpers_go_to_sleep_and_come_back():

@@ -254,7 +254,7 @@ class Team:
 
     def sharing(self, threads: int) -> _Sharing:
         """Entered where kernels may share their work among so many threads, this one included."""
-        return _Sharing(self, threads - 1)
+        return _Sharing(self, min(threads, MOST_PARTS) - 1)  # more would only look on
 
     def wake(self, many: int) -> None:
         """Have so many helpers look for work."""
