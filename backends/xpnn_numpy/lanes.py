@@ -86,8 +86,14 @@ class Crew:
                 errors.append(e)
                 abort()
 
-        waiting = [self.helpers.submit(take) for _ in range(threads - 1)]
-        take()
+        waiting = []
+        try:
+            for _ in range(threads - 1):
+                waiting.append(self.helpers.submit(take))
+            take()
+        except BaseException as e:  # an interrupt: who was sent already would wait for the others for ever
+            errors.append(e)
+            abort()
         while waiting:
             try:
                 waiting = list(wait(waiting).not_done)

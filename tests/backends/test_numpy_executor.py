@@ -228,6 +228,23 @@ def test_ctrl_c_ends_it():
     assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
 
 
+def test_an_interrupt_while_lanes_are_handed_out():
+    """Those that are under way do not wait for ever for those that never will be."""
+    crew, meeting, sent = lanes.Crew(2), lanes.Meeting(4, 2), []
+    submit = crew.helpers.submit
+
+    def interrupted(work):
+        if sent:
+            raise KeyboardInterrupt
+        sent.append(submit(work))
+        return sent[0]
+
+    crew.helpers.submit = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        crew.together(lambda lane: meeting.whole(lane, np.zeros(1), 1), meeting)
+    sent[0].result(timeout=20)
+
+
 def blas_threads():
     """Of NumPy's BLAS; another library may have loaded one of its own since."""
     from threadpoolctl import threadpool_info
