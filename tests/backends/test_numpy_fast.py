@@ -1,11 +1,14 @@
 """What the compiled kernels of the NumPy backend promise beside their results, which `test_cases` holds."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import xpnn_numpy
 from xpnn_numpy import NumPyBackend
 from xpnn_numpy.kernels import KERNELS
 
@@ -27,8 +30,11 @@ def run(code, **environment):
     )
 
 
-def test_second_process_compiles_nothing(tmp_path):
+def test_code_is_kept_until_any_source_changes(tmp_path):
+    """Also one whose functions are inlined in a kernel of another file."""
     pytest.importorskip("numba")
+    package = Path(xpnn_numpy.__file__).parent
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     code = """
 import numpy as np, xpnn
 from xpnn_numpy.fast import activation
@@ -37,7 +43,13 @@ backward(y)
 stats = [kernel.stats for kernel in (activation._rectify, activation._through)]
 print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
 """
-    assert [run(code, NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() for _ in range(2)] == [["0", "2"], ["2", "0"]]
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    found = []
+    for change in ("", "", "# another\n"):
+        with (copy / "fast" / "_team.py").open("a", encoding="utf-8") as file:
+            file.write(change)
+        found.append(run(code, PYTHONPATH=path, NUMBA_CACHE_DIR=str(tmp_path / "cache")).stdout.split())
+    assert found == [["0", "2"], ["2", "0"], ["0", "2"]]
 
 
 def test_broken_numba_leaves_numpys_kernels(tmp_path):

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from faults import Plain
+from xpnn_numpy import executor
 
 import xpnn
 from xpnn import models
@@ -267,6 +268,17 @@ def test_helpers_go_to_sleep_and_come_back():
         while board[LOOKING]:
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(2, 1), (4, 4), (8, 8)])
+def test_two_lanes_do_not_meet(monkeypatch, size, kept):
+    """What they share within kernels costs less; with NumPy's own they do."""
+    monkeypatch.setattr(executor, "LANES", ((0, size),))
+    for kernels, lanes in (("", kept), ("plain", size)):
+        monkeypatch.setenv("XPNN_KERNELS", kernels)
+        for model, expected in ((BATCH_NORM, lanes), (models.lenet5(), size)):
+            trainer = xpnn.Trainer(model, backend="numpy").build((28, 28, 1))
+            assert trainer.executor._count(16) == expected
 
 
 TRAINED = """

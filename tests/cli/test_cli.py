@@ -436,3 +436,10 @@ def test_a_reader_that_has_had_enough():
     with process.stderr:
         assert process.stderr.read() == ""
     assert process.wait() == 1
+
+
+def test_a_command_brings_no_other():
+    code = "import sys; from xpnn.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('xpnn.parity', 'xpnn.bench', 'xpnn.cli.explain') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
