@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
+
+import numpy as np
 
 
 class _Blas:
@@ -40,6 +42,24 @@ class _Blas:
         from threadpoolctl import ThreadpoolController
 
         return ThreadpoolController()  # finding the libraries takes a while: once is enough
+
+
+@cache
+def touch_buffers(threads: int) -> None:
+    """Have BLAS write to the buffers into which so many threads pack their matrices.
+
+    OpenBLAS fetches ahead, past the panel that it multiplies by. Where that memory was never written there is no page,
+    and each fetch searches the page tables for it: until some large product came by, small ones took twice as long.
+    """
+    start = threading.Barrier(threads)  # whoever multiplies alone would take the first buffer each time
+
+    def multiply(_: int) -> None:
+        wide = np.zeros((512, 1024), np.float32)
+        start.wait()
+        np.matmul(wide.T[:64], wide)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(multiply, range(threads)))
 
 
 _blas = _Blas()

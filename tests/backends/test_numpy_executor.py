@@ -195,6 +195,26 @@ def test_from_the_users_own_threads(monkeypatch):
         assert_same_bits(found[name], expected[name])
 
 
+def test_all_buffers_of_blas_are_written_to_first(monkeypatch):
+    """By products at one time: each by itself would take the first buffer."""
+    met, multiply = threading.Barrier(2, timeout=60), np.matmul
+
+    def together(a, b, *args, **kwargs):
+        if b.shape == (512, 1024):
+            met.wait()
+            seen.append(len(a))
+        return multiply(a, b, *args, **kwargs)
+
+    seen = []
+    monkeypatch.setenv("XPNN_THREADS", "2")
+    monkeypatch.setattr(np, "matmul", together)
+    blas.touch_buffers.cache_clear()
+    trainer = xpnn.Trainer(MODEL, backend="numpy")
+    for _ in range(2):
+        trainer.build(IMAGES.shape[1:]).predict(IMAGES)
+    assert seen == [64, 64]
+
+
 TRAIN = """
 import os, sys
 import numpy as np
