@@ -5,9 +5,10 @@ gather of the standard body in one call. Columns of one channel are gathered wit
 (`(K, rows)`, transposed for the product at no cost): the copy then runs along an image row, and not along the
 three numbers of a kernel's.
 
-With stride 1 the gradient of the input is again a convolution: of `dy`, padded, with the kernel turned around. So
-its columns are gathered too, and nothing is scattered; and the same columns against `x` make the gradient of
-the weights, unless `x` has far fewer channels. See Dumoulin, Visin, 2016, section 4.
+With stride 1 the gradient of the input is again a convolution: of `dy`, padded, with the kernel turned around. Where
+`x` is no larger than the response and has not far fewer channels, the columns of `dy` are gathered too, and the same
+columns against `x` make the gradient of the weights. Elsewhere that would be more work than the convolution itself,
+and each tap's share is added up where it was read. See Dumoulin, Visin, 2016, section 4.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Block = tuple[slice, slice]
 """Samples, and lines of the first spatial axis."""
+SHARE = 4
+"""Times the size of a block: in which the shares of the taps are added up, for each is a call of NumPy's."""
 
 
 def conv(
@@ -59,12 +62,8 @@ def conv(
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x), dbias
-        blocks, dx = [(block, dy[block]) for block in kept.blocks(ops.column_bytes)], None
-        if input_gradient and is_unit(w):
-            dx, _ = of_dy(ops, pad(dy, full(w)), w, weight, True, None)
-        elif input_gradient:
-            dx = kept.scattered(blocks, matrix)[inner(w)]
-        return dx, kept.weight_gradient(blocks, weight), dbias
+        dx = kept.scattered(cut(dy, kept, SHARE * ops.column_bytes), weight)[inner(w)] if input_gradient else None
+        return dx, kept.weight_gradient(cut(dy, kept, ops.column_bytes), weight), dbias
 
     return y, backward
 
@@ -119,17 +118,24 @@ class Windows:
             dmatrix += d.reshape(-1, len(weight)).T @ self.gather(block)
         return dmatrix.reshape(weight.shape)
 
-    def scattered(self, dy: list[tuple[Block, Host]], matrix: Host) -> Host:
+    def scattered(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""
         dimage, phases = np.zeros_like(self.image), (slice(None),) * len(self.pool)
         view = strided(dimage, self.view.shape, self.view.strides)
+        c_out, *kernel, c = weight.shape
+        by_tap = np.ascontiguousarray(np.moveaxis(weight, 0, -2)).reshape(-1, c_out, c)
         for block, d in dy:
             part = view[phases + block]
-            dcolumns = (d.reshape(-1, len(matrix)) @ matrix).reshape(part.shape)
-            for tap in np.ndindex(*self.kernel[:-1]):  # one tap of all windows touches no input twice
-                under = (..., *tap, slice(None))
-                part[under] += dcolumns[under]
+            dcolumns = np.matmul(d.reshape(-1, c_out), by_tap)
+            for tap, dcolumn in zip(np.ndindex(*kernel), dcolumns, strict=True):
+                under = part[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
+                under += dcolumn.reshape(under.shape)
         return dimage
+
+
+def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host]]:
+    """`dy` in blocks whose columns take so much."""
+    return [(block, dy[block]) for block in windows.blocks(column_bytes)]
 
 
 def suits(w: Window, weight: Host, responses: int) -> bool:
@@ -138,11 +144,12 @@ def suits(w: Window, weight: Host, responses: int) -> bool:
     They are there already for that of the input, but there are more of them where the input is larger than the
     response, and they are longer where it has fewer channels.
     """
-    return is_unit(w) and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)
+    of_stride_1 = set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))  # no padding beyond a kernel's reach
+    return of_stride_1 and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)
 
 
-def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host | None) -> tuple[Any, Any]:
-    """The gradients of the input (or None) and, given `x`, of the weights (or None), from `dy` fully padded."""
+def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host) -> tuple[Host | None, Host]:
+    """The gradients of the input (or None) and of the weights, from `dy` fully padded."""
     c_out, *kernel, c = weight.shape
     axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
     windows = Windows(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n))
@@ -153,15 +160,8 @@ def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, 
         columns = windows.gather(block)
         if dx is not None:
             np.matmul(columns, turned, out=dx[block].reshape(-1, c))
-        if x is not None:
-            dturned += x[block].reshape(-1, c).T @ columns
-    dweight = np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
-    return dx, None if x is None else dweight
-
-
-def is_unit(w: Window) -> bool:
-    """Whether `dx` is a convolution of `dy`: stride 1, and no padding that a kernel could lie in."""
-    return set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))
+        dturned += x[block].reshape(-1, c).T @ columns
+    return dx, np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
 
 
 def full(w: Window) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ from xpnn.ops import joined as standard
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
-from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, is_unit, of_dy, pad, suits
+from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, of_dy, pad, suits
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -52,12 +52,11 @@ def conv_pool(
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(phases, d[block])) for block, phases in responses]
-        if is_unit(w) and (by_dy or input_gradient):
+        if by_dy:
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
-            dx, dweight = of_dy(ops, image, w, weight, input_gradient, x if by_dy else None)
-        else:
-            dx, dweight = windows.scattered(by_block, matrix)[inner(w)] if input_gradient else None, None
-        return dx, windows.weight_gradient(by_block, weight) if dweight is None else dweight, dbias
+            return *of_dy(ops, image, w, weight, input_gradient, x), dbias
+        dx = windows.scattered(by_block, weight)[inner(w)] if input_gradient else None
+        return dx, windows.weight_gradient(by_block, weight), dbias
 
     return y, backward
 
