@@ -63,10 +63,10 @@ def _rectify(x: Host, y: Host) -> None:
 
 @compiled
 def _rectify_part(part: int, parts: int, x: Host, y: Host) -> None:
-    begin, end = stretch(len(x), part, parts)
-    for i in range(begin, end):
-        a = x[i]
-        y[i] = 0 if a <= 0 else a  # NaN is not
+    zero, (begin, end) = x.dtype.type(0), stretch(len(x), part, parts)
+    x, y = x[begin:end], y[begin:end]  # an index that begins at 0 is never negative: no vector code is made otherwise
+    for i in range(len(x)):
+        y[i] = zero if x[i] <= zero else x[i]  # NaN is not
 
 
 @compiled
@@ -83,7 +83,8 @@ def _saturate_part(part: int, parts: int, x: Host, y: Host) -> None:
     and Koerner, 1963); beyond, from 9.011 on, tanh is 1 in 32 bits.
     """
     begin, end = stretch(len(x), part, parts)
-    for i in range(begin, end):
+    x, y = x[begin:end], y[begin:end]
+    for i in range(len(x)):
         value = float(x[i])
         a = 9.0 if value > 9.0 else value  # NaN is not
         a = -9.0 if a < -9.0 else a
@@ -104,10 +105,11 @@ def _through(dy: Host, y: Host, dx: Host) -> None:
 
 @compiled
 def _through_part(part: int, parts: int, dy: Host, y: Host, dx: Host) -> None:
-    begin, end = stretch(len(dy), part, parts)
-    for i in range(begin, end):
+    zero, (begin, end) = dy.dtype.type(0), stretch(len(dy), part, parts)
+    dy, y, dx = dy[begin:end], y[begin:end], dx[begin:end]
+    for i in range(len(dx)):
         a = dy[i]
-        dx[i] = a if y[i] > 0 else 0
+        dx[i] = a if y[i] > zero else zero
 
 
 @compiled
@@ -118,6 +120,7 @@ def _flatten(dy: Host, y: Host, dx: Host) -> None:
 
 @compiled
 def _flatten_part(part: int, parts: int, dy: Host, y: Host, dx: Host) -> None:
-    begin, end = stretch(len(dy), part, parts)
-    for i in range(begin, end):
-        dx[i] = dy[i] * (1 - y[i] * y[i])
+    one, (begin, end) = dy.dtype.type(1), stretch(len(dy), part, parts)
+    dy, y, dx = dy[begin:end], y[begin:end], dx[begin:end]
+    for i in range(len(dx)):
+        dx[i] = dy[i] * (one - y[i] * y[i])

@@ -44,16 +44,16 @@ def max_pool(
         return standard.max_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
         )
-    g, c = _grid(w), x.shape[-1]
+    (corners, taps), n, c = _places(w), np.array((1, 1, *w.n)[-3:]), x.shape[-1]
     y = np.empty((len(x), *w.out, c), x.dtype)
     place = np.empty((y.size // max(c, 1), c), np.uint8)
-    _max(plain(x).reshape(-1, c), g, y.reshape(-1, c), place)
+    _max(plain(x).reshape(-1, c), n, corners, taps, y.reshape(-1, c), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
         dx = np.zeros(x.shape, x.dtype)
-        _max_back(plain(dy).reshape(-1, c), g, place, dx.reshape(-1, c))
+        _max_back(plain(dy).reshape(-1, c), n, corners, taps, place, dx.reshape(-1, c))
         return (dx,)
 
     return y, backward
@@ -100,31 +100,35 @@ def _grid(w: Window) -> Host:
     return np.array([(none,) * (3 - len(row)) + row for row, none in rows], np.int64)
 
 
+@lru_cache(maxsize=4096)
+def _places(w: Window) -> tuple[Host, Host]:
+    """On three spatial axes: the first pixel under each output of an image, and the steps from there to each tap."""
+    g = _grid(w)
+    outputs, taps = (np.indices(g[row]).reshape(3, -1).T for row in (OUT, SIZE))
+    return outputs * g[STRIDE] - g[BEFORE], np.ascontiguousarray(taps * g[DILATION])
+
+
 @compiled
-def _under(g: Host, output: int, tap: int) -> int:
+def _under(n: Host, image: int, corner: Host, tap: Host) -> int:
     """The pixel under a tap of an output; -1 in the padding."""
-    (n0, n1, n2), (_, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
-    i2 = output % o2 * g[STRIDE, 2] + tap % k2 * g[DILATION, 2] - g[BEFORE, 2]
-    i1 = output // o2 % o1 * g[STRIDE, 1] + tap // k2 % k1 * g[DILATION, 1] - g[BEFORE, 1]
-    rest = output // o2 // o1
-    i0 = rest % g[OUT, 0] * g[STRIDE, 0] + tap // (k1 * k2) * g[DILATION, 0] - g[BEFORE, 0]
-    inside = 0 <= i0 < n0 and 0 <= i1 < n1 and 0 <= i2 < n2
-    return ((rest // g[OUT, 0] * n0 + i0) * n1 + i1) * n2 + i2 if inside else -1
+    i0, i1, i2 = corner[0] + tap[0], corner[1] + tap[1], corner[2] + tap[2]
+    inside = 0 <= i0 < n[0] and 0 <= i1 < n[1] and 0 <= i2 < n[2]
+    return ((image * n[0] + i0) * n[1] + i1) * n[2] + i2 if inside else -1
 
 
 @compiled
-def _max(x: Host, g: Host, y: Host, place: Host) -> None:
-    parts = cut(len(y), 8 * g[SIZE].prod() * y.shape[1])
-    share(_max_part, (parts, x, g, y, place), parts)
+def _max(x: Host, n: Host, corners: Host, taps: Host, y: Host, place: Host) -> None:
+    parts = cut(len(y), 8 * len(taps) * y.shape[1])
+    share(_max_part, (parts, x, n, corners, taps, y, place), parts)
 
 
 @compiled
-def _max_part(part: int, parts: int, x: Host, g: Host, y: Host, place: Host) -> None:
+def _max_part(part: int, parts: int, x: Host, n: Host, corners: Host, taps: Host, y: Host, place: Host) -> None:
     begin, end = stretch(len(y), part, parts)
     for output in range(begin, end):
-        best, won, first = y[output], place[output], True
-        for tap in range(g[SIZE].prod()):
-            pixel = _under(g, output, tap)
+        image, corner, best, won, first = output // len(corners), output % len(corners), y[output], place[output], True
+        for tap in range(len(taps)):
+            pixel = _under(n, image, corners[corner], taps[tap])
             if pixel < 0:
                 continue
             row, p = x[pixel], np.uint8(tap)
@@ -142,26 +146,30 @@ def _max_part(part: int, parts: int, x: Host, g: Host, y: Host, place: Host) -> 
 
 
 @compiled
-def _max_back(dy: Host, g: Host, place: Host, dx: Host) -> None:
-    images = len(dy) // max(g[OUT].prod(), 1)
-    parts = min(images, cut(len(dy), 8 * g[SIZE].prod() * dy.shape[1]))
-    share(_max_back_part, (images, parts, dy, g, place, dx), parts)
+def _max_back(dy: Host, n: Host, corners: Host, taps: Host, place: Host, dx: Host) -> None:
+    images = len(dy) // max(len(corners), 1)
+    parts = min(images, cut(len(dy), 8 * len(taps) * dy.shape[1]))
+    share(_max_back_part, (images, parts, dy, n, corners, taps, place, dx), parts)
 
 
 @compiled
-def _max_back_part(part: int, images: int, parts: int, dy: Host, g: Host, place: Host, dx: Host) -> None:
+def _max_back_part(
+    part: int, images: int, parts: int, dy: Host, n: Host, corners: Host, taps: Host, place: Host, dx: Host
+) -> None:
     """Of whole images: windows may overlap."""
-    begin, end = stretch(images, part, parts)
-    for output in range(begin * g[OUT].prod(), end * g[OUT].prod()):
-        d, won = dy[output], place[output]
-        for tap in range(g[SIZE].prod()):
-            pixel = _under(g, output, tap)
-            if pixel < 0:
-                continue
-            row, p = dx[pixel], np.uint8(tap)
-            for j in range(len(d)):
-                a = d[j]
-                row[j] += a if won[j] == p else 0
+    zero, (begin, end) = dy.dtype.type(0), stretch(images, part, parts)
+    for image in range(begin, end):
+        for corner in range(len(corners)):
+            output = image * len(corners) + corner
+            d, won = dy[output], place[output]
+            for tap in range(len(taps)):
+                pixel = _under(n, image, corners[corner], taps[tap])
+                if pixel < 0:
+                    continue
+                row, p = dx[pixel], np.uint8(tap)
+                for j in range(len(d)):
+                    a = d[j]
+                    row[j] += a if won[j] == p else zero
 
 
 @compiled
