@@ -85,18 +85,56 @@ real = binding.get_host_cpu_features()
 class Features(dict):  # numba still compiles for this machine
     flatten = real.flatten
 with mock.patch.object(binding, "get_host_cpu_features", lambda: Features({features})):
-    from xpnn_numpy.fast import _product
+    from xpnn_numpy.fast import _product, _winograd
+_winograd.LEAST_TILES = 1
 assert _product.BYTES == {64 if features else 16}
 ops, plain = xpnn.backend.get("numpy").ops, kernels.KERNELS["conv"]
 rng = np.random.default_rng(0)
-for c, c_out in [(1, 6), (3, 20), (16, 70)]:
+for c, c_out, stride in [(1, 6, 2), (3, 20, 2), (16, 70, 2), (33, 35, 1)]:
     x, weight = (rng.standard_normal(shape, np.float32) for shape in [(3, 9, 9, c), (c_out, 3, 3, c)])
-    y, backward = ops.conv(x, weight, stride=2, padding=1)
-    expected, back = plain(ops, x, weight, stride=2, padding=1)
+    y, backward = ops.conv(x, weight, stride=stride, padding=1)
+    expected, back = plain(ops, x, weight, stride=stride, padding=1)
     for one, other in zip((y, *backward(y)[:2]), (expected, *back(expected)[:2])):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 """
     run(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"pool": 2}, {"pool": 2, "relu": True}], ids=["conv", "pool", "relu"])
+@pytest.mark.parametrize("padding", [0, ((0, 2), (1, 0))])
+def test_tiles_give_the_plain_sum(dtype, options, padding):
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    op = "conv_pool" if options else "conv"
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(2, 17, 18, 34), (37, 3, 3, 34), (37,)])
+    y, backward = getattr(ops, op)(x, weight, bias, padding=padding, **options)
+    expected, plain = KERNELS[op](ops, x, weight, bias, padding=padding, **options)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_tiles_spread_nothing_beyond_a_kernel(value, pooled):
+    """What is not finite reaches the outputs that see it, and no others."""
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 20, 18, 32), np.float32), rng.standard_normal((32, 3, 3, 32), np.float32)
+    for h, w in np.ndindex(4, 4):
+        spoilt = x.copy()
+        spoilt[0, 7 + h, 8 + w, 5] = value
+        expected = KERNELS["conv"](ops, spoilt, weight, padding=1)[0]
+        y = ops.conv(spoilt, weight, padding=1)[0]
+        if pooled:
+            y = ops.conv_pool(spoilt, weight, padding=1, pool=2)[0]
+            expected = expected.reshape(1, 10, 2, 9, 2, 32).max(axis=(2, 4))
+        clean = np.isfinite(expected).all(axis=-1)
+        assert 4 <= np.count_nonzero(~clean) <= 9
+        np.testing.assert_array_equal(np.isfinite(y).all(axis=-1), clean)
+        np.testing.assert_allclose(y[clean], expected[clean], rtol=0, atol=1e-4)
 
 
 def test_tanh_is_that_of_64_bits_rounded():

@@ -140,6 +140,37 @@ def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
         assert y.max() == 36
 
 
+def test_tiles_lie_in_the_padded_image():
+    from xpnn_numpy.fast import _winograd
+
+    for padding in (0, 1, ((0, 2), (1, 0))):
+        for h, w in np.ndindex(5, 5):
+            plain = window("conv", (h + 3, w + 3), (3, 3), 1, padding, 1)
+            even = _winograd.even(plain)
+            assert even.out == plain.out
+            assert even.padded == tuple(2 * -(-m // 2) + 2 for m in plain.out)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tiles_end_with_the_outputs(pooled, dtype):
+    from xpnn_numpy.fast import _winograd, convolution
+
+    weight, bias = np.ones((33, 9, 35), dtype), np.ones(33, dtype)
+    for h, w in [(17, 9), (16, 14), (9, 16)]:
+        shape = (3, h // 2, w // 2, 33) if pooled else (3, h, w, 33)
+        size = int(np.prod(shape))
+        beyond, place = np.full(size + 100, 7, dtype), np.zeros((size // 33 if pooled else 0, 33), np.uint8)
+        image = convolution._padded(np.ones((3, h, w, 35), dtype), ((1, 1 + h % 2), (1, 1 + w % 2)))
+        y = beyond[:size].reshape(shape)
+        _winograd.convolve(image, w + 2 + w % 2, weight, False, bias, False, y, place)
+        assert (beyond[size:] == 7).all()
+        assert y.max() == 9 * 35 + 1
+        if not pooled:
+            assert (y[:, 1:-1, 1:-1] == 9 * 35 + 1).all()
+            assert (y[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 4 * 35 + 1).all()
+
+
 def test_an_empty_batch_has_no_gradient():
     x, weight = np.zeros((0, 8, 8, 32), np.float32), np.ones((8, 3, 3, 32), np.float32)
     y, backward = xpnn.backend.get("numpy").ops.conv_pool(x, weight, np.ones(8, np.float32), pool=2, relu=True)

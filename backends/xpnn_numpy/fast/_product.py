@@ -44,6 +44,19 @@ FAR = 256
 """Bytes between rows of `b` from which on they are copied together: further ones push each other out of a cache."""
 
 
+def vectors(context: Any, builder: Any, dtype: Any) -> tuple[Any, Any]:
+    """What loads a vector from a place, and what stores one there."""
+    kind, align = ir.VectorType(context.get_value_type(dtype), BYTES * 8 // dtype.bitwidth), dtype.bitwidth // 8
+
+    def load(place: Any) -> Any:
+        return builder.load(builder.bitcast(place, kind.as_pointer()), align=align)
+
+    def store(value: Any, place: Any) -> None:
+        builder.store(value, builder.bitcast(place, kind.as_pointer()), align=align)
+
+    return load, store
+
+
 def _tile(rows: int, vectors: int) -> Any:
     """A function of compiled code: `rows` rows and so many vectors of `y`, set, or added to where `more`."""
 

@@ -17,9 +17,10 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
-from xpnn_numpy.fast import _windows
+from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_up, multiply, packed, slack, tiled, unpack
+from xpnn_numpy.fast._responses import LOSER, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
 from xpnn_numpy.kernels import convolution as numpys
@@ -39,8 +40,6 @@ OVERLAP = MOST + BYTES // 4
 of whole vectors, and would spoil the rows of the next part, or what lies behind the last one."""
 STRETCHES = 4
 """Parts of the outputs, at the most, each of which has sums of its own."""
-LOSER = 255
-"""In place of a maximum that ReLU has cut off."""
 FOLLOWED = 48
 """Columns from which on each maximum is followed by itself."""
 
@@ -87,11 +86,17 @@ def conv_pool(
 
 def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
     c_out, windows, matrix = len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
-    image, (places, taps) = _padded(x, w.pads), _windows.forward(w, windows, x.shape[-1])
+    by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
+    frame = _winograd.even(w) if by_tiles and not pool else w
+    image, (places, taps) = _padded(x, frame.pads), _windows.forward(frame, windows, x.shape[-1])
     y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
-    offset = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
-    _forward(image, places, taps, plain(matrix.T), offset, relu, y.reshape(-1, c_out), place)
+    if by_tiles:
+        shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
+        _winograd.convolve(image, frame.padded[1], plain(weight).reshape(c_out, 9, -1), False, shift, relu, y, place)
+    else:
+        shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
+        _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         rows, dx = plain(dy).reshape(-1, c_out), None
@@ -122,9 +127,15 @@ def _padded(x: Host, pads: _windows.Pads) -> Host:
 
 def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
-    c, (pads, parts) = weight.shape[-1], _windows.backward(w, len(weight))
+    c_out, *_, c = weight.shape
+    none, nowhere, back = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8), _winograd.turned(w)
+    if _winograd.suits(back, (), len(dy), c_out, c):
+        frame, dx = _winograd.even(back), np.empty((len(dy), *w.n, c), dy.dtype)
+        kernels, image = plain(weight).reshape(c_out, 9, c), _padded(dy, frame.pads)
+        _winograd.convolve(image, frame.padded[1], kernels, True, np.zeros(c, dy.dtype), False, dx, nowhere)
+        return dx
+    pads, parts = _windows.backward(w, c_out)
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
-    none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
     for inputs, taps, places, offsets in parts:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
@@ -196,65 +207,15 @@ def _forward_part(
             out = responses[phase * (last - first) * c_out :]
             multiply(image, rows[direct - first :], last - direct, taps, panels, c_out, out)
         if pooled:
-            _win(responses, y[first:last], place[first:last], phases)
+            win(responses, y[first:last], place[first:last], phases)
         else:
             rest = y[direct:last].reshape(-1)
             for k in range(len(rest)):
                 rest[k] = responses[k]
         if len(bias):
-            _offset(y[first:last].reshape(-1), bias)
+            offset(y[first:last].reshape(-1), bias)
         if relu:
-            _rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
-
-
-@compiled
-def _win(responses: Host, y: Host, place: Host, phases: int) -> None:
-    """The maximum of each window, and which phase it is; the first of equals, and NaN if there is one."""
-    best, won, r = y.reshape(-1), place.reshape(-1), responses.reshape(-1)
-    n, u8 = np.uint64(len(best)), np.uint8
-    done = 4 if phases >= 4 else 1
-    if done == 4:  # in one pass, which the compiler turns into vector code
-        r1, r2, r3 = n, n + n, n + n + n
-        for k in range(n):
-            a, b, c, d = r[k], r[r1 + k], r[r2 + k], r[r3 + k]
-            right = (b > a) | (b != b)
-            ab = b if right else a
-            p = u8(1) if right else u8(0)
-            right = (d > c) | (d != d)
-            cd = d if right else c
-            q = u8(3) if right else u8(2)
-            right = (cd > ab) | (cd != cd)
-            best[k] = cd if right else ab
-            won[k] = q if right else p
-    else:
-        for k in range(n):
-            best[k] = r[k]
-            won[k] = 0
-    for phase in range(done, phases):
-        start, p = np.uint64(phase * len(best)), u8(phase)
-        for k in range(n):
-            a, b, q = best[k], r[start + k], won[k]
-            right = (b > a) | (b != b)
-            best[k] = b if right else a
-            won[k] = p if right else q
-
-
-@compiled
-def _offset(y: Host, bias: Host) -> None:
-    """Add the biases, which are repeated for some rows: runs as short as the channels take longer."""
-    for first in range(0, len(y), len(bias)):
-        i = np.uint64(first)
-        for k in range(np.uint64(min(len(bias), len(y) - first))):
-            y[i + k] += bias[k]
-
-
-@compiled
-def _rectify(y: Host, place: Host) -> None:
-    for k in range(len(y)):
-        a, p = y[k], place[k]
-        lost = a <= 0
-        place[k] = np.uint8(LOSER) if lost else p
-        y[k] = 0 if lost else a
+            rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
 
 
 @compiled
@@ -309,7 +270,7 @@ def _bias_gradient_part(part: int, dy: Host, place: Host, totals: Host) -> None:
     """In blocks of few terms."""
     (begin, end), c_out, d, won = stretch(len(dy), part, len(totals)), dy.shape[1], dy.reshape(-1), place.reshape(-1)
     width = max(1, 256 // c_out) * c_out  # some rows side by side
-    sums = np.zeros(width, dy.dtype)
+    sums, zero = np.zeros(width, dy.dtype), dy.dtype.type(0)
     for first in range(begin * c_out, end * c_out, 64 * width):
         last = min(first + 64 * width, end * c_out)
         for start in range(first, last, width):
@@ -318,7 +279,7 @@ def _bias_gradient_part(part: int, dy: Host, place: Host, totals: Host) -> None:
             if len(won):
                 for k in range(many):
                     a = d[i + k]
-                    sums[k] += 0 if won[i + k] == LOSER else a
+                    sums[k] += zero if won[i + k] == LOSER else a
             else:
                 for k in range(many):
                     sums[k] += d[i + k]
@@ -330,10 +291,10 @@ def _bias_gradient_part(part: int, dy: Host, place: Host, totals: Host) -> None:
 @compiled
 def _to_phase(dy: Host, place: Host, phase: int, spread: Host) -> None:
     """The gradient of the responses at one place of the pool's windows from that of the maximum."""
-    d, won, out = dy.reshape(-1), place.reshape(-1), spread.reshape(-1)
+    d, won, out, zero = dy.reshape(-1), place.reshape(-1), spread.reshape(-1), dy.dtype.type(0)
     for k in range(len(d)):
         a = d[k]
-        out[k] = a if won[k] == phase else 0
+        out[k] = a if won[k] == phase else zero
 
 
 @compiled

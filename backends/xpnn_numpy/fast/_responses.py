@@ -1,0 +1,61 @@
+"""What follows a convolution on a block of its responses, while they are in the cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xpnn_numpy.fast._compiled import Host, compiled
+
+LOSER = 255
+"""In place of a maximum that ReLU has cut off."""
+
+
+@compiled
+def win(responses: Host, y: Host, place: Host, phases: int) -> None:
+    """The maximum of each window, and which phase it is; the first of equals, and NaN if there is one."""
+    best, won, r = y.reshape(-1), place.reshape(-1), responses.reshape(-1)
+    n, u8 = np.uint64(len(best)), np.uint8
+    done = 4 if phases >= 4 else 1
+    if done == 4:  # in one pass, which the compiler turns into vector code
+        r1, r2, r3 = n, n + n, n + n + n
+        for k in range(n):
+            a, b, c, d = r[k], r[r1 + k], r[r2 + k], r[r3 + k]
+            right = (b > a) | (b != b)
+            ab = b if right else a
+            p = u8(1) if right else u8(0)
+            right = (d > c) | (d != d)
+            cd = d if right else c
+            q = u8(3) if right else u8(2)
+            right = (cd > ab) | (cd != cd)
+            best[k] = cd if right else ab
+            won[k] = q if right else p
+    else:
+        for k in range(n):
+            best[k] = r[k]
+            won[k] = 0
+    for phase in range(done, phases):
+        start, p = np.uint64(phase * len(best)), u8(phase)
+        for k in range(n):
+            a, b, q = best[k], r[start + k], won[k]
+            right = (b > a) | (b != b)
+            best[k] = b if right else a
+            won[k] = p if right else q
+
+
+@compiled
+def offset(y: Host, bias: Host) -> None:
+    """Add the biases, which are repeated for some rows: runs as short as the channels take longer."""
+    for first in range(0, len(y), len(bias)):
+        i = np.uint64(first)
+        for k in range(np.uint64(min(len(bias), len(y) - first))):
+            y[i + k] += bias[k]
+
+
+@compiled
+def rectify(y: Host, place: Host) -> None:
+    zero, loser = y.dtype.type(0), np.uint8(LOSER)
+    for k in range(len(y)):
+        a, p = y[k], place[k]
+        kept = (a > zero) | (a != a)  # NaN is; `a <= 0` would become a jump for each value, and no vector code
+        place[k] = p if kept else loser
+        y[k] = a if kept else zero
