@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +86,18 @@ def _sums(terms: Sequence[Sequence[int] | Host]) -> Host:
     for values in terms:
         total = np.add.outer(total, np.asarray(values, np.int64)).reshape(-1)
     return total
+
+
+@lru_cache(maxsize=4096)
+def spreads(w: Window, c: int, c_out: int, lanes: int) -> bool:
+    """Whether adding each output's share up under it is less work for the gradient of the input than a convolution.
+
+    That has vectors along the input's channels, which may not fill one, and a sum for each input. Spread, vectors go
+    along all columns; there is one more pass over what is added up, and sums over the outputs' channels are short.
+    """
+    taps, vectors = prod(w.size), -(-prod(w.size) * c // lanes)
+    convolved = prod(w.n) * taps * c_out * -(-c // lanes) // prod(w.stride)
+    return 4 * convolved > 5 * prod(w.out) * (c_out + 3) * vectors
 
 
 @compiled

@@ -101,11 +101,13 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         rows, dx = plain(dy).reshape(-1, c_out), None
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
-        many = len(taps) >= FOLLOWED
+        run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
-            run = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1)  # taps that lie together
             dmatrix, dimage = _follow(image, places, taps, rows, place, run, plain(matrix), input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
+        elif input_gradient and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
+            dimage = _spread(rows, plain(matrix), places[0], taps, run, np.zeros_like(image))
+            dx = dimage.reshape(len(x), *frame.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
         if not (pool and many):
@@ -147,6 +149,42 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
             return part
         dx[(slice(None), *inputs)] = part
     return dx
+
+
+@compiled
+def _spread(dy: Host, matrix: Host, places: Host, taps: Host, length: int, image: Host) -> Host:
+    """The gradient of the input, added up in `image`, which is clear: each output's goes to what lies under it.
+
+    Taps lie together in runs of `length`.
+    """
+    parts = min(len(image), cut(len(dy), matrix.size))
+    share(_spread_part, (parts, dy.reshape(-1), matrix.shape, packed(matrix), places, taps, length, image), parts)
+    return image
+
+
+@compiled
+def _spread_part(
+    part: int, parts: int, dy: Host, shape: tuple[int, int], panels: Host, places: Host, taps: Host, length: int,
+    image: Host,
+) -> None:  # fmt: skip
+    """Of some images."""
+    (c_out, columns), many, (begin, end) = shape, np.uint64(length), stretch(len(image), part, parts)
+    rows, cols, starts = np.empty(TILES + MOST, np.int64), np.arange(c_out), taps[::length].copy()
+    products = np.empty(TILES * columns + slack(columns), dy.dtype)
+    for i in range(begin, end):
+        dx = image[i]
+        for first in range(0, len(places), TILES):
+            count = min(TILES, len(places) - first)
+            for j in range(len(rows)):
+                rows[j] = (i * len(places) + first + min(j, count - 1)) * c_out
+            multiply(dy, rows, count, cols, panels, columns, products)
+            a = np.uint64(0)
+            for j in range(count):
+                for start in starts:
+                    b = np.uint64(places[first + j] + start)
+                    for k in range(many):
+                        dx[b + k] += products[a + k]
+                    a += many
 
 
 @compiled
