@@ -26,7 +26,7 @@ from xpnn.layers import (
 )
 from xpnn.ops import standard
 from xpnn.random import Stream
-from xpnn.train.lowering import Chain, ConvPool, lower
+from xpnn.train.lowering import ConvPool, Folded, lower
 
 pytestmark = pytest.mark.eager
 
@@ -51,14 +51,14 @@ NETWORKS = {
 }
 
 
-def lowered(model, in_shape):
+def lowered(model, in_shape, training=True):
     weights, stats = model.init(in_shape, Stream(0, "weights"))
     draws = model.draws(in_shape)
-    return lower(model, (weights, stats, [d.path for d in draws])), weights, stats, draws
+    return lower(model, (weights, stats, [d.path for d in draws]), training=training), weights, stats, draws
 
 
-def kinds(model, in_shape=(16, 16, 4)):
-    return [(link.name, type(link.layer)) for link in lowered(model, in_shape)[0].links]
+def kinds(model, in_shape=(16, 16, 4), training=True):
+    return [(link.name, type(link.layer)) for link in lowered(model, in_shape, training)[0].links]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -85,6 +85,48 @@ def test_same_numbers_under_the_same_paths(backend, name, training):
     tolerance = 1e-11 if dtype == "float64" else 2e-5
     for key, a in found.items():
         np.testing.assert_allclose(a, expected[key], rtol=tolerance, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Conv2D(4, 3), BatchNorm(epsilon=0.1), ReLU()],
+        [Conv2D(4, 3, stride=2, bias=False, groups=2), Sequential([BatchNorm()]), BatchNorm()],
+        [Conv2D(4, 3), BatchNorm(), ReLU(), MaxPool2D(2), Conv2D(3, 2), BatchNorm()],
+        [
+            Residual(Sequential([Conv2D(2, 3, padding=1), BatchNorm()])),
+            Parallel(Sequential([Conv2D(3, 1), BatchNorm()])),
+        ],
+        [BatchNorm(), Conv2D(4, 3), ReLU(), BatchNorm()],
+    ],
+    ids=str,
+)
+def test_the_same_predictions_with_norms_folded(backend, layers):
+    model, in_shape = Sequential(layers), (7, 8, 2)
+    program, weights, stats, _ = lowered(model, in_shape, training=False)
+    dtype = "float64" if backend.supports("float64") else "float32"
+    w, s = (
+        {k: backend.asarray(Stream(0, k).uniform(a.shape, 0.5, 2), dtype) for k, a in part.items()}
+        for part in (weights, stats)
+    )
+    images = backend.asarray(Stream(0, "images").normal((5, *in_shape)), dtype)
+    y, new, _ = program.apply(w, s, images, Run(backend.ops))
+    expected, _, _ = model.apply(w, s, images, Run(backend.ops))
+    np.testing.assert_allclose(
+        backend.to_numpy(y), backend.to_numpy(expected), rtol=0, atol=1e-12 if dtype == "float64" else 1e-4
+    )
+    assert {k: id(a) for k, a in new.items()} == {k: id(a) for k, a in s.items()}
+
+
+def test_which_norms_are_folded():
+    class MyNorm(BatchNorm):
+        pass
+
+    layers = [Conv2D(4, 3), BatchNorm(), ReLU(), MaxPool2D(2), BatchNorm(), Conv2D(4, 3), MyNorm()]
+    expected = [("0", Folded), ("4", BatchNorm), ("5", Conv2D), ("6", MyNorm)]
+    assert kinds(Sequential(layers), training=False) == expected
+    plain = [("0", Conv2D), ("1", BatchNorm), ("2", ReLU), ("3", MaxPool2D), *expected[1:]]
+    assert kinds(Sequential(layers)) == plain
 
 
 @pytest.mark.parametrize(
@@ -139,10 +181,12 @@ def test_an_error_names_the_layers():
 def test_executors_lower_unless_the_standard_is_asked_for(monkeypatch):
     import xpnn
 
-    def program():
-        return xpnn.Trainer(models.get("article"), backend="numpy").build((8, 8, 1)).executor.program
+    model = Sequential([Conv2D(4, 3), BatchNorm(), Flatten(), Dense(3)])
+
+    def executor():
+        return xpnn.Trainer(model, backend="numpy").build((8, 8, 1)).executor
 
     monkeypatch.delenv("XPNN_KERNELS", raising=False)
-    assert isinstance(program(), Chain)
+    assert [len(program.links) for program in (executor().program, executor().predictor)] == [4, 3]
     monkeypatch.setenv("XPNN_KERNELS", "standard")
-    assert program() == models.get("article")
+    assert executor().program == executor().predictor == model

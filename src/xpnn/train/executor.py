@@ -53,6 +53,7 @@ class Executor:
         self.draws = tuple(model.draws(in_shape))
         paths = weights, stats, [d.path for d in self.draws]
         self.program = model if standard_only() else lower(model, paths)
+        self.predictor = model if standard_only() else lower(model, paths, training=False)
         self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
         self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
 
@@ -136,7 +137,7 @@ class Executor:
     def predict(self, state: State, images: Array) -> Array:
         """The model's output for a batch."""
         run = Run(self.backend.ops)
-        return self.program.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
+        return self.predictor.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
 
     def first_not_finite(self, state: State, images: Array, draws: Mapping[str, Array]) -> tuple[str, Layer] | None:
         """Replay the forward pass of a step and find the first layer whose output is not finite."""

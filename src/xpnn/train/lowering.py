@@ -1,14 +1,16 @@
 """Lowering: a model as the short list of calls that a step makes.
 
 Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer, and a convolution with
-the max-pool (and ReLU) that follows becomes one op. What is computed stays the same, and so do the paths of all
-arrays. Who wants to look between the layers uses the model itself.
+the max-pool (and ReLU) that follows becomes one op. For prediction, where batch normalisation is a fixed line for each
+channel, a convolution before it takes that into its weights. What is computed stays the same, and so do the paths of
+all arrays. Who wants to look between the layers uses the model itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from xpnn.errors import ShapeError
@@ -16,24 +18,33 @@ from xpnn.layers.activation import ReLU
 from xpnn.layers.base import Applied, Arrays, Backward, Layer, Run
 from xpnn.layers.containers import Parallel, Residual, Sequential, named
 from xpnn.layers.conv import Conv, Conv1D, Conv2D, Conv3D, weighted
+from xpnn.layers.norm import BatchNorm
 from xpnn.layers.pool import MaxPool, MaxPool1D, MaxPool2D, MaxPool3D
-from xpnn.ops._array import Array
+from xpnn.ops._array import Array, namespace
 from xpnn.ops._window import each
 
+CONVS = (Conv1D, Conv2D, Conv3D)
 Paths = tuple[Iterable[str], Iterable[str], Iterable[str]]
 """Of weights, statistics and draws."""
 
 
-def lower(model: Layer, paths: Paths) -> Layer:
-    """The same function as `model`, whose arrays have these paths."""
+def lower(model: Layer, paths: Paths, *, training: bool = True) -> Layer:
+    """The same function as `model`, whose arrays have these paths; for `training`, or for prediction alone."""
     if type(model) is Sequential:
-        layers = _joined(list(_flat(model)))
-        links = tuple(Link(name, lower(part, _under(name, paths)), *_keys(name, paths)) for name, part in layers)
-        return Chain(links)
-    if type(model) is Residual:
-        return Residual(*(lower(part, _under(name, paths)) for name, part in model.parts()))
-    if type(model) is Parallel:
-        return Parallel(*(lower(part, _under(name, paths)) for name, part in model.parts()))
+        layers = list(_flat(model))
+        norms = {} if training else dict(_norms(layers))
+        links = []
+        for name, layer in _joined([(name, layer) for name, layer in layers if name not in norms.values()]):
+            keys, part = list(_keys(name, paths)), lower(layer, _under(name, paths), training=training)
+            if name in norms:
+                part = Folded(part, dict(layers)[norms[name]])
+                for own, its in enumerate(_keys(norms[name], paths)):
+                    keys[own] += tuple((f"norm.{k}", p) for k, p in its)
+            links.append(Link(name, part, *keys))
+        return Chain(tuple(links))
+    if type(model) in (Residual, Parallel):
+        assert isinstance(model, Residual | Parallel)
+        return type(model)(*(lower(part, _under(name, paths), training=training) for name, part in model.parts()))
     return model
 
 
@@ -113,6 +124,38 @@ class ConvPool(Layer):
         return f"{self.conv!r} and {self.pool!r}"
 
 
+@dataclass(frozen=True, repr=False)
+class Folded(Layer):
+    """A convolution and the batch normalisation after it, for prediction: `scale·(W·x + b - mean) + shift` is one too.
+
+    See Jacob et al., 2018 (arXiv:1712.05877), section 3.2.
+    """
+
+    layer: Layer
+    norm: Layer
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """The convolution with other weights."""
+        assert isinstance(self.norm, BatchNorm)
+        weight, mean, var = weights["weight"], stats["norm.running_mean"], stats["norm.running_var"]
+        xp = namespace("batch_norm", weight=weight, var=var)
+        slope = weights["norm.weight"] / xp.sqrt(var + self.norm.epsilon)
+        bias = weights["norm.bias"] + ((weights["bias"] - mean) if "bias" in weights else -mean) * slope
+        folded = weight * xp.reshape(slope, (-1, *(1 for _ in weight.shape[1:])))
+        y, _, backward = self.layer.apply({"weight": folded, "bias": bias}, {}, x, run)
+        return y, dict(stats), backward
+
+    def __repr__(self) -> str:
+        return f"{self.layer!r} and {self.norm!r}"
+
+
+def _norms(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, str]]:
+    """Which convolution has a batch normalisation right after it, and which."""
+    for (name, layer), (after, norm) in pairwise(layers):
+        if type(layer) in CONVS and type(norm) is BatchNorm:
+            yield name, after
+
+
 def _flat(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     for name, layer in model.parts():
         if type(layer) is Sequential:
@@ -128,7 +171,7 @@ def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
         kinds = [type(layer) for _, layer in layers[:2]]
         before = 1 if kinds[:1] == [ReLU] else 0  # layers between convolution and pool
         pool = layers[before][1] if before < len(layers) else None
-        if type(first) in (Conv1D, Conv2D, Conv3D) and isinstance(first, Conv) and first.groups == 1 and _tiles(pool):
+        if type(first) in CONVS and isinstance(first, Conv) and first.groups == 1 and _tiles(pool):
             assert isinstance(pool, MaxPool)
             relu = ReLU in kinds
             first, layers = ConvPool(first, pool, relu), layers[1 + relu :]
