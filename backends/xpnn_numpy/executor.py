@@ -24,7 +24,7 @@ from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.lanes import LANES, MOST, Crew, Meeting, threads
+from xpnn_numpy.lanes import LANES, LEAST, MOST, Crew, Meeting, threads
 
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
@@ -43,10 +43,12 @@ class PiecesExecutor(Executor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         in_shape = args[4] if len(args) > 4 else kwargs["in_shape"]
-        sizes = [prod(in_shape)]
-        if isinstance(self.model, Container):
-            sizes += [prod(layer.shape(shape)) for _, layer, shape in self.model.walk(in_shape)]
+        model = self.model
+        layers = list(model.walk(in_shape)) if isinstance(model, Container) else [("", model, in_shape)]
+        sizes = [prod(in_shape), *(prod(layer.shape(shape)) for _, layer, shape in layers)]
         self.sample_bytes = max(sizes) * np.dtype(self.dtype).itemsize
+        self.sample_work = sum(layer.multiply_adds(shape) or 0 for _, layer, shape in layers) / max(len(layers), 1)
+        """Multiply-adds of a layer, on average."""
         self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
         self.crew = Crew(threads())
 
@@ -121,7 +123,7 @@ class PiecesExecutor(Executor):
     def predict(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n, whole = len(images), super().predict
-        pieces = max(_lanes_of(n, n * self.sample_bytes), self._pieces(n)) if self.divisible else 1
+        pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return whole(state, images)
@@ -130,10 +132,16 @@ class PiecesExecutor(Executor):
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
-        lanes = _lanes_of(n, n * self.sample_bytes) if self.divisible else 1
+        lanes = self._lanes_of(n) if self.divisible else 1
         if lanes == 2 and not self.per_sample and self.backend.compiled:
             return 1  # what meets at every sum costs more than kernels that share their work
         return lanes
+
+    def _lanes_of(self, n: int) -> int:
+        """Into how many lanes `n` samples are cut where they can be."""
+        lanes = max((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), default=1)
+        alone = lanes == 1 and n > 1 and not self.backend.compiled  # compiled kernels share what each of them does
+        return 2 if alone and n * self.sample_work >= LEAST else lanes
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""
@@ -188,11 +196,6 @@ class PiecesExecutor(Executor):
             return self._meeting.whole(lane, part, n)
 
         return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
-
-
-def _lanes_of(n: int, size: int) -> int:
-    """Into how many lanes `n` samples are cut, whose largest activation takes `size` bytes."""
-    return max((lanes for least, lanes in LANES if size >= least and n >= lanes), default=1)
 
 
 @cache

@@ -26,6 +26,8 @@ LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
 """
 MOST = LANES[0][1]
+LEAST = 2_200_000
+"""Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes however little there is to hold."""
 
 
 def threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -94,6 +94,20 @@ def test_lanes_grow_with_the_batch(monkeypatch, bytes_, expected):
     assert len(flats) == expected
 
 
+@pytest.mark.parametrize(("kernels", "work", "samples", "expected"), [
+    ("plain", 1, 70, 2), ("plain", 0.9, 70, 1), ("plain", 70, 1, 1), ("plain", 35, 2, 2), ("", 1, 70, 1),
+])  # fmt: skip
+def test_much_work_on_small_images_has_two_lanes(monkeypatch, kernels, work, samples, expected):
+    """Unless compiled kernels share it."""
+    if not kernels:
+        pytest.importorskip("numba")
+    monkeypatch.setenv("XPNN_KERNELS", kernels)
+    trainer = xpnn.Trainer(MODEL, backend="numpy", seed=1).build((12, 12, 1))
+    assert trainer.executor.sample_work == (10 * 10 * 9 * 8 + 5 * 5 * 8 * 5) / 6
+    trainer.executor.sample_work = work * lanes.LEAST / 70
+    assert trainer.executor._count(samples) == expected
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("samples", [1, 3, 4, 5, 31, 32, 33, 64, 70])
