@@ -27,7 +27,7 @@ A call of NumPy that other threads wait for costs some 100 µs beside its work, 
 """
 MOST = LANES[0][1]
 LEAST = 2_200_000
-"""Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes however little there is to hold."""
+"""Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images."""
 
 
 def threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
