@@ -10,6 +10,8 @@ weights (rows: taps, `b`: `dy`), and nothing is gathered or copied. A tile of so
 stays in registers while `k` runs over some terms, as in any fast product (Goto and van de Geijn, 2008,
 doi:10.1145/1356052.1356053).
 
+`add_runs` is for what is known to be sparse: sums of few rows of values that lie together, each kept in registers.
+
 Vectors and registers are the machine's; the code is written in LLVM's own terms, for what a compiler makes of loops
 over them is not to be relied on.
 """
@@ -44,8 +46,8 @@ FAR = 256
 """Bytes between rows of `b` from which on they are copied together: further ones push each other out of a cache."""
 
 
-def vectors(context: Any, builder: Any, dtype: Any) -> tuple[Any, Any]:
-    """What loads a vector from a place, and what stores one there."""
+def moves(context: Any, builder: Any, dtype: Any) -> tuple[Any, Any, Any]:
+    """What loads a vector from a place, what stores one there, and its type."""
     kind, align = ir.VectorType(context.get_value_type(dtype), BYTES * 8 // dtype.bitwidth), dtype.bitwidth // 8
 
     def load(place: Any) -> Any:
@@ -54,7 +56,50 @@ def vectors(context: Any, builder: Any, dtype: Any) -> tuple[Any, Any]:
     def store(value: Any, place: Any) -> None:
         builder.store(value, builder.bitcast(place, kind.as_pointer()), align=align)
 
-    return load, store
+    return load, store, kind
+
+
+def _fused(context: Any, builder: Any, kind: Any) -> Any:
+    """The multiply-add of vectors."""
+    name = f"llvm.fmuladd.v{kind.count}{'f32' if isinstance(kind.element, ir.FloatType) else 'f64'}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+
+
+def _everywhere(builder: Any, value: Any, kind: Any) -> Any:
+    """A vector of one value."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(
+        one, ir.Constant(kind, None), ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None)
+    )
+
+
+def _run(many: int) -> Any:
+    """A function of compiled code: add `Σ_i factors[i]·x[starts[i] + shift + …]` to so many vectors of `y`."""
+
+    def typed(typing: Any, x: Any, starts: Any, factors: Any, count: Any, shift: Any, y: Any, at: Any) -> Any:
+        return types.void(x, starts, factors, types.int64, types.int64, y, types.int64), code
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds, (count, shift, at) = signature.args, (args[i] for i in (3, 4, 6))
+        x, starts, factors, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 5))
+        load, store, kind = moves(context, builder, kinds[0].dtype)
+        fused = _fused(context, builder, kind)
+        first, out = builder.gep(x, [shift]), builder.gep(y, [at])
+        sums = [cgutils.alloca_once(builder, kind) for _ in range(many)]  # which become registers
+        for s in sums:
+            builder.store(ir.Constant(kind, None), s)
+        with cgutils.for_range(builder, count) as loop:
+            source = builder.gep(first, [builder.load(builder.gep(starts, [loop.index]))])
+            factor = _everywhere(builder, builder.load(builder.gep(factors, [loop.index])), kind)
+            for v, s in enumerate(sums):
+                value = load(builder.gep(source, [ir.IntType(64)(v * kind.count)]))
+                builder.store(builder.call(fused, [factor, value, builder.load(s)]), s)
+        for v, s in enumerate(sums):
+            place = builder.gep(out, [ir.IntType(64)(v * kind.count)])
+            store(builder.fadd(load(place), builder.load(s)), place)
+        return context.get_dummy_value()
+
+    return intrinsic(typed)
 
 
 def _tile(rows: int, vectors: int) -> Any:
@@ -70,23 +115,15 @@ def _tile(rows: int, vectors: int) -> Any:
         kinds = signature.args
         a, places, cols, b, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 4, 6))
         count, step, y_step, more = args[3], args[5], args[7], args[8]
-        bits = kinds[0].dtype.bitwidth
-        lanes, int64 = BYTES * 8 // bits, ir.IntType(64)
-        vector = ir.VectorType(context.get_value_type(kinds[0].dtype), lanes)
-        zero = ir.Constant(vector, None)
-        fused = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f{bits}"
-        )
+        int64 = ir.IntType(64)
+        load_from, store, vector = moves(context, builder, kinds[0].dtype)
+        zero, fused = ir.Constant(vector, None), _fused(context, builder, vector)
 
         def pointer(start: Any, i: int) -> Any:
-            return builder.bitcast(builder.gep(start, [int64(i * lanes)]), vector.as_pointer())
+            return builder.gep(start, [int64(i * vector.count)])
 
         def load(start: Any, i: int) -> Any:
-            return builder.load(pointer(start, i), align=bits // 8)
-
-        def everywhere(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-            return builder.shuffle_vector(one, zero, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
+            return load_from(pointer(start, i))
 
         outs = [builder.gep(y, [builder.mul(int64(i), y_step)]) for i in range(rows)]
         starts = [builder.gep(a, [builder.load(builder.gep(places, [int64(i)]))]) for i in range(rows)]
@@ -109,7 +146,7 @@ def _tile(rows: int, vectors: int) -> Any:
         col, factors = builder.load(at), [load(row, v) for v in range(vectors)]
         following = []
         for start, line in zip(starts, running, strict=True):
-            value = everywhere(builder.load(builder.gep(start, [col])))
+            value = _everywhere(builder, builder.load(builder.gep(start, [col])), vector)
             following.append([builder.call(fused, [value, f, s]) for f, s in zip(factors, line, strict=True)])
         at_next, row_next = builder.gep(at, [int64(1)]), builder.gep(row, [step])
         builder.cbranch(builder.icmp_unsigned("<", at_next, stop), body, joined)
@@ -129,13 +166,45 @@ def _tile(rows: int, vectors: int) -> Any:
         builder.position_at_end(after)
         for out, line in zip(outs, added, strict=True):
             for v, value in enumerate(line):
-                builder.store(value, pointer(out, v), align=bits // 8)
+                store(value, pointer(out, v))
         return context.get_dummy_value()
 
     return intrinsic(typed)
 
 
 _wide, _narrow = _tile(WIDE, 2), _tile(NARROW, 1)
+LONG = 12
+"""Vectors of a run that are added up at a time: with a factor they fit the registers."""
+FEW = 6
+"""Terms below which each is added by itself."""
+_long, _middle, _short = _run(LONG), _run(4), _run(1)
+
+
+@compiled
+def add_runs(
+    x: Host, starts: Host, factors: Host, count: int, shifts: Host, y: Host, at: int, places: Host, length: int
+) -> None:
+    """To `y[at + places[r] + k]` add the sum of `factors[i]·x[starts[i] + shifts[r] + k]` over so many `i`.
+
+    For each run `r`, and `k` up to its `length`.
+    """
+    lanes, limit = BYTES // x.itemsize, length if count >= FEW else 0
+    for r in range(len(shifts)):
+        k, source, target = 0, shifts[r], at + places[r]
+        while limit - k >= LONG * lanes:
+            _long(x, starts, factors, count, source + k, y, target + k)
+            k += LONG * lanes
+        while limit - k >= 4 * lanes:
+            _middle(x, starts, factors, count, source + k, y, target + k)
+            k += 4 * lanes
+        while limit - k >= lanes:
+            _short(x, starts, factors, count, source + k, y, target + k)
+            k += lanes
+        b, rest = np.uint64(target + k), np.uint64(length - k)
+        for i in range(count if rest else 0):
+            a, factor = np.uint64(starts[i] + source + k), factors[i]
+            for v in range(rest):
+                y[b + v] += factor * x[a + v]
 
 
 @compiled

@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled
-from xpnn_numpy.fast._product import BYTES, MOST, multiply, slack, tiled, vectors
+from xpnn_numpy.fast._product import BYTES, MOST, moves, multiply, slack, tiled
 from xpnn_numpy.fast._responses import rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
@@ -79,7 +79,7 @@ def _mapped(size: int, combine: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4))
-        load, store = vectors(context, builder, signature.args[0].dtype)
+        load, store, _ = moves(context, builder, signature.args[0].dtype)
 
         def places(data: Any, start: Any, down: Any, right: Any, many: int) -> Matrix:
             rows = [builder.gep(data, [builder.add(start, builder.mul(down, _int64(i)))]) for i in range(many)]

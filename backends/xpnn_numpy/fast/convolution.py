@@ -19,7 +19,7 @@ from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
-from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_up, multiply, packed, slack, tiled, unpack
+from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multiply, packed, slack, tiled, unpack
 from xpnn_numpy.fast._responses import LOSER, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
@@ -368,33 +368,37 @@ def _follow_part(
     part: int, groups: int, x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host,
     images: Host, dmatrices: Host,
 ) -> None:  # fmt: skip
-    """Channel by channel, some windows at a time."""
+    """Some windows at a time: those whose maximum is a channel's, for its weights; by phase the channels, for `x`."""
     block = 64  # windows whose inputs stay in the first-level cache, and terms of a sum
-    image, dimage, dmatrix = x.reshape(-1), images[part % groups].reshape(-1), dmatrices[part // groups]
-    runs, row = taps[::length].copy(), np.empty(len(taps), dy.dtype)
-    corners, shifts = np.empty(block + MOST, np.int64), places[:, 0]
-    many, windows = np.uint64(length), places.shape[1]
+    image, dimage, weights = x.reshape(-1), images[part % groups].reshape(-1), matrix.reshape(-1)
+    dmatrix, runs, many = dmatrices[part // groups].reshape(-1), taps[::length].copy(), len(taps)
+    own = np.arange(len(runs)) * length
+    corners, shifts, windows = np.empty(block + MOST, np.int64), places[:, 0].copy(), places.shape[1]
     channel, channels = stretch(len(matrix), part % groups, groups)
     begin, end = stretch(len(x), part // groups, len(dmatrices))
+    starts, factors = np.empty(block, np.int64), np.empty(block, dy.dtype)
+    met, counts = np.empty((len(shifts), len(matrix)), np.int64), np.empty(len(shifts), np.int64)
+    shares = np.empty((len(shifts), len(matrix)), dy.dtype)
     for first in range(begin * windows, end * windows, block):
         last = min(first + block, end * windows)
         among(places[0], x.shape[1], first, last, corners)
         for j in range(channel, channels):
-            weights = matrix[j]
-            for k in range(len(row)):
-                row[k] = 0
+            count = 0
             for window in range(first, last):
-                d = dy[window, j]
-                if place[window, j] == LOSER or d == 0:
-                    continue
-                source, r = corners[window - first] + shifts[place[window, j]], 0
-                for run in runs:
-                    a, b = np.uint64(r), np.uint64(source + run)
-                    for k in range(many):
-                        row[a + k] += d * image[b + k]
-                    if len(dimage):
-                        for k in range(many):
-                            dimage[b + k] += d * weights[a + k]
-                    r += length
-            for k in range(len(row)):
-                dmatrix[j, k] += row[k]
+                d, won = dy[window, j], place[window, j]
+                if won != LOSER and d != 0:
+                    starts[count], factors[count] = corners[window - first] + shifts[won], d
+                    count += 1
+            if count:
+                add_runs(image, starts, factors, count, runs, dmatrix, j * many, own, length)
+        for window in range(first, last if len(dimage) else first):
+            counts[:] = 0
+            for j in range(channel, channels):
+                d, won = dy[window, j], place[window, j]
+                if won != LOSER and d != 0:
+                    met[won, counts[won]], shares[won, counts[won]] = j * many, d
+                    counts[won] += 1
+            for phase in range(len(shifts)):
+                at = corners[window - first] + shifts[phase]
+                if counts[phase]:
+                    add_runs(weights, met[phase], shares[phase], counts[phase], own, dimage, at, runs, length)
