@@ -141,6 +141,23 @@ def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
         assert y.max() == 36
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 5, 6, 9])
+def test_runs_of_any_length(dtype, count):
+    from xpnn_numpy.fast._product import add_runs
+
+    x, starts, factors = drawn("x", (400,)).astype(dtype), np.arange(9) * 11, drawn("factors", (9,)).astype(dtype)
+    shifts, places = np.array([0, 60, 7]), np.array([150, 0, 300])
+    for length in range(1, 150):
+        y = np.full(460, 7, dtype)
+        add_runs(x, starts, factors, count, shifts, y, 5, places, length)
+        expected = np.full(460, 7.0)
+        for shift, place in zip(shifts, places, strict=True):
+            for start, factor in zip(starts[:count], factors, strict=False):
+                expected[5 + place :][:length] += factor * x[start + shift :][:length].astype("float64")
+        np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+
+
 def test_tiles_lie_in_the_padded_image():
     from xpnn_numpy.fast import _winograd
 
