@@ -104,16 +104,28 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "slice(a, m // p * p, p)",
         "slice(a, m, p)",
     ),
+    "NumPy's taps share with the wrong inputs": (
+        CASES,
+        "backends/xpnn_numpy/kernels/convolution.py",
+        "np.moveaxis(weight, 0, -2)).reshape",
+        "np.moveaxis(weight, 0, -2)[::-1]).reshape",
+    ),
+    "a folded norm forgets its mean": (
+        "tests/train/test_lowering.py",
+        "src/xpnn/train/lowering.py",
+        "else -mean) * slope",
+        "else 0 * mean) * slope",
+    ),
     "compiled: the last of tied maxima wins": (
         CASES,
-        "backends/xpnn_numpy/fast/convolution.py",
+        "backends/xpnn_numpy/fast/_responses.py",
         "right = (cd > ab) | (cd != cd)",
         "right = (cd >= ab) | (cd != cd)",
     ),
     "compiled: what ReLU cut off has a gradient": (
         CASES,
-        "backends/xpnn_numpy/fast/convolution.py",
-        "place[k] = np.uint8(LOSER) if lost else p",
+        "backends/xpnn_numpy/fast/_responses.py",
+        "place[k] = p if kept else loser",
         "place[k] = p",
     ),
     "compiled: what a vector spoilt is not written again": (

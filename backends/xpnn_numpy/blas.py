@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from typing import Any, cast
 
@@ -51,15 +51,20 @@ def touch_buffers(threads: int) -> None:
     OpenBLAS fetches ahead, past the panel that it multiplies by. Where that memory was never written there is no page,
     and each fetch searches the page tables for it: until some large product came by, small ones took twice as long.
     """
+    wide = np.zeros((512, 1024), np.float32)
     start = threading.Barrier(threads)  # whoever multiplies alone would take the first buffer each time
 
     def multiply(_: int) -> None:
-        wide = np.zeros((512, 1024), np.float32)
-        start.wait()
+        with suppress(threading.BrokenBarrierError):
+            start.wait()
         np.matmul(wide.T[:64], wide)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(multiply, range(threads)))
+        try:
+            list(pool.map(multiply, range(threads)))
+        except BaseException:  # no thread to be had, or an interrupt: those that wait would do so for ever
+            start.abort()
+            raise
 
 
 _blas = _Blas()

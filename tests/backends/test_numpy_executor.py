@@ -229,6 +229,21 @@ def test_all_buffers_of_blas_are_written_to_first(monkeypatch):
     assert seen == [64, 64]
 
 
+def test_no_thread_to_write_to_the_buffers_is_an_error(monkeypatch):
+    """And no wait for ever of those that came."""
+    begin, started = threading.Thread.start, []
+
+    def one(thread):
+        started.append(thread)
+        if len(started) > 1:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", one)
+    with pytest.raises(RuntimeError, match="can't start"):
+        blas.touch_buffers.__wrapped__(3)
+
+
 TRAIN = """
 import os, sys
 import numpy as np

@@ -107,7 +107,7 @@ def test_tiles_give_the_plain_sum(dtype, options, padding):
     pytest.importorskip("numba")
     ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
     op = "conv_pool" if options else "conv"
-    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(2, 17, 18, 34), (37, 3, 3, 34), (37,)])
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(4, 17, 18, 34), (37, 3, 3, 34), (37,)])
     y, backward = getattr(ops, op)(x, weight, bias, padding=padding, **options)
     expected, plain = KERNELS[op](ops, x, weight, bias, padding=padding, **options)
     dy = rng.standard_normal(y.shape).astype(dtype)
@@ -122,15 +122,15 @@ def test_tiles_spread_nothing_beyond_a_kernel(value, pooled):
     """What is not finite reaches the outputs that see it, and no others."""
     pytest.importorskip("numba")
     ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
-    x, weight = rng.standard_normal((1, 20, 18, 32), np.float32), rng.standard_normal((32, 3, 3, 32), np.float32)
+    x, weight = rng.standard_normal((3, 20, 18, 32), np.float32), rng.standard_normal((32, 3, 3, 32), np.float32)
     for h, w in np.ndindex(4, 4):
         spoilt = x.copy()
-        spoilt[0, 7 + h, 8 + w, 5] = value
+        spoilt[1, 7 + h, 8 + w, 5] = value
         expected = KERNELS["conv"](ops, spoilt, weight, padding=1)[0]
         y = ops.conv(spoilt, weight, padding=1)[0]
         if pooled:
             y = ops.conv_pool(spoilt, weight, padding=1, pool=2)[0]
-            expected = expected.reshape(1, 10, 2, 9, 2, 32).max(axis=(2, 4))
+            expected = expected.reshape(3, 10, 2, 9, 2, 32).max(axis=(2, 4))
         clean = np.isfinite(expected).all(axis=-1)
         assert 4 <= np.count_nonzero(~clean) <= 9
         np.testing.assert_array_equal(np.isfinite(y).all(axis=-1), clean)

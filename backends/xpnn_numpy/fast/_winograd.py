@@ -11,8 +11,9 @@ Four outputs, 2 × 2, see 4 × 4 inputs. This tile of inputs d, and the kernel g
          0  1  0 -1         0  0  1
 
 With many channels the middle is sixteen products of matrices, `(tiles, C) · (C, C_out)`: 16 multiplications for four
-outputs instead of 36. Each output depends on the inputs under its own kernel alone, as in the plain sum, and its
-rounding errors are as small.
+outputs instead of 36. Each output depends on the inputs under its own kernel alone, as in the plain sum. Its rounding
+errors are as small against the largest input times the largest weight, but not against its own products: where a weight
+of 0 hides an input that is far larger than the others, the plain sum is the better one (`XPNN_KERNELS=plain`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from xpnn_numpy.kernels.convolution import full
 
 TILES = 48
 """At a time: what is made of them stays in the second-level cache."""
-LEAST_CHANNELS, LEAST_TILES = 32, 64
+LEAST_CHANNELS, LEAST_TILES = 32, 192
 """From which on the maps take less time than they save."""
 Matrix = list[list[Any]]
 _int64 = ir.IntType(64)

@@ -1,9 +1,10 @@
 """Convolution, with or without a max-pool behind it, in one compiled call forward and one or two backward.
 
-Each of them is a product whose left factor is never made (`_product`). What follows it forward (maximum, bias, ReLU) is
-done block by block, while a block is in the cache. Of the pool only the place of each maximum is remembered. So only
-one response of a window has a gradient at all, often (with ReLU) none: with many columns each of these is followed by
-itself, in runs of a kernel's row: a fraction of the products' work. With few, products are quicker all the same.
+Most of them are a product whose left factor is never made (`_product`); with many channels a kernel of 3 × 3 goes in
+tiles (`_winograd`). What follows forward (maximum, bias, ReLU) is done block by block, while a block is in the cache.
+Of the pool only the place of each maximum is remembered. So only one response of a window has a gradient at all, often
+(with ReLU) none: with many columns each of these is followed by itself, in runs of a kernel's row: a fraction of the
+products' work. With few, products are quicker all the same.
 """
 
 from __future__ import annotations
@@ -99,13 +100,15 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
         _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        rows, dx = plain(dy).reshape(-1, c_out), None
+        dy = plain(np.asarray(dy, x.dtype))
+        rows, dx = dy.reshape(-1, c_out), None
+        tiled_back = _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1])
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
             dmatrix, dimage = _follow(image, places, taps, rows, place, run, plain(matrix), input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
-        elif input_gradient and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
+        elif input_gradient and not tiled_back and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
             dimage = _spread(rows, plain(matrix), places[0], taps, run, np.zeros_like(image))
             dx = dimage.reshape(len(x), *frame.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:

@@ -105,7 +105,7 @@ def _places(w: Window) -> tuple[Host, Host]:
     """On three spatial axes: the first pixel under each output of an image, and the steps from there to each tap."""
     g = _grid(w)
     outputs, taps = (np.indices(g[row]).reshape(3, -1).T for row in (OUT, SIZE))
-    return outputs * g[STRIDE] - g[BEFORE], np.ascontiguousarray(taps * g[DILATION])
+    return np.ascontiguousarray(outputs * g[STRIDE] - g[BEFORE]), np.ascontiguousarray(taps * g[DILATION])
 
 
 @compiled

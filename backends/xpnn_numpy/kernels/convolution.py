@@ -139,10 +139,9 @@ def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host
 
 
 def suits(w: Window, weight: Host, responses: int) -> bool:
-    """Whether columns of `dy` are the cheaper ones for the gradient of the weights too.
+    """Whether columns of `dy` are the cheaper ones, which serve both gradients.
 
-    They are there already for that of the input, but there are more of them where the input is larger than the
-    response, and they are longer where it has fewer channels.
+    There are more of them where the input is larger than the response, and they are longer where it has fewer channels.
     """
     of_stride_1 = set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))  # no padding beyond a kernel's reach
     return of_stride_1 and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)

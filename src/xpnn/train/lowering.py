@@ -126,9 +126,9 @@ class ConvPool(Layer):
 
 @dataclass(frozen=True, repr=False)
 class Folded(Layer):
-    """A convolution and the batch normalisation after it, for prediction: `scale·(W·x + b - mean) + shift` is one too.
+    """A convolution and the batch normalisation after it, for prediction alone.
 
-    See Jacob et al., 2018 (arXiv:1712.05877), section 3.2.
+    `scale·(W·x + b - mean) + shift` is a convolution, too; see Jacob et al., 2018 (arXiv:1712.05877), section 3.2.
     """
 
     layer: Layer
