@@ -218,7 +218,7 @@ OPS = [
     of_op("conv", "whole-image", (2, 3, 2, 2), (3, 3, 2, 2), (3,)),
     of_op("conv", "many-places", (3, 15, 14, 2), (2, 2, 2, 2), (2,)),
     of_op("conv", "many-channels", (1, 4, 3, 18), (35, 2, 2, 18), (35,), padding=1),
-    of_op("conv", "thirty-two-channels", (4, 17, 15, 32), (33, 3, 3, 32), (33,), padding=1),
+    of_op("conv", "thirty-two-channels", (4, 18, 15, 32), (33, 3, 3, 32), (33,), padding=1),
     of_op("conv", "strided", (2, 6, 8, 2), (3, 2, 2, 2), (3,), stride=(2, 3)),
     of_op("conv", "stride-over-kernel", (2, 8, 7, 2), (3, 2, 1, 2), (3,), stride=3),
     of_op("conv", "dilated", (2, 7, 5, 2), (3, 2, 3, 2), None, dilation=(3, 1)),
