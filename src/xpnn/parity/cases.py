@@ -248,7 +248,7 @@ OPS = [
     of_op("conv_pool", "uneven-window", (2, 5, 8, 2), (3, 2, 2, 2), (3,), pool=(1, 3)),
     of_op("conv_pool", "no-pool", (2, 4, 3, 2), (3, 2, 2, 2), (3,), pool=1),
     of_op("conv_pool", "same", (2, 4, 6, 2), (3, 3, 3, 2), (3,), pool=2, padding="same"),
-    of_op("conv_pool", "same-left-over", (1, 9, 4, 2), (3, 3, 3, 2), (3,), pool=2, padding="same"),
+    of_op("conv_pool", "same-left-over", (1, 4, 9, 2), (3, 3, 3, 2), (3,), pool=2, padding="same"),
     of_op("conv_pool", "padding-over-kernel", (2, 3, 2, 2), (2, 2, 1, 2), (2,), pool=2, padding=3),
     of_op("conv_pool", "padding-pairs", (2, 4, 4, 2), (3, 2, 2, 2), (3,), pool=2, padding=((2, 0), (0, 1))),
     of_op("conv_pool", "strided", (2, 8, 9, 2), (3, 2, 2, 2), (3,), pool=2, stride=(2, 1)),
