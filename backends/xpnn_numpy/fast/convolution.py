@@ -102,13 +102,14 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = plain(np.asarray(dy, x.dtype))
         rows, dx = dy.reshape(-1, c_out), None
-        tiled_back = _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1])
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
             dmatrix, dimage = _follow(image, places, taps, rows, place, run, plain(matrix), input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
-        elif input_gradient and not tiled_back and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
+        elif input_gradient and _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1]):
+            dx = _tiled_gradient(dy, weight, w)
+        elif input_gradient and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
             dimage = _spread(rows, plain(matrix), places[0], taps, run, np.zeros_like(image))
             dx = dimage.reshape(len(x), *frame.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
@@ -130,17 +131,20 @@ def _padded(x: Host, pads: _windows.Pads) -> Host:
     return image.reshape(len(x), prod(padded))
 
 
+def _tiled_gradient(dy: Host, weight: Host, w: Window) -> Host:
+    """The gradient of the input in Winograd's tiles: a convolution of `dy` with the kernels turned around."""
+    frame, (c_out, *_, c) = _winograd.even(_winograd.turned(w)), weight.shape
+    dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), plain(weight).reshape(c_out, 9, c)
+    none, nowhere = np.zeros(c, dy.dtype), np.empty((0, c), np.uint8)
+    _winograd.convolve(_padded(dy, frame.pads), frame.padded[1], kernels, True, none, False, dx, nowhere)
+    return dx
+
+
 def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
-    c_out, *_, c = weight.shape
-    none, nowhere, back = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8), _winograd.turned(w)
-    if _winograd.suits(back, (), len(dy), c_out, c):
-        frame, dx = _winograd.even(back), np.empty((len(dy), *w.n, c), dy.dtype)
-        kernels, image = plain(weight).reshape(c_out, 9, c), _padded(dy, frame.pads)
-        _winograd.convolve(image, frame.padded[1], kernels, True, np.zeros(c, dy.dtype), False, dx, nowhere)
-        return dx
-    pads, parts = _windows.backward(w, c_out)
+    c, (pads, parts) = weight.shape[-1], _windows.backward(w, len(weight))
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
+    none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
     for inputs, taps, places, offsets in parts:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
