@@ -45,6 +45,13 @@ class _Blas:
 
 
 @cache
+def small_product() -> int:
+    """Multiply-adds up to which the BLAS of NumPy multiplies matrices as they lie; 0: it has no kernels for that."""
+    small = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+    return 1_000_000 if any(blas.get("architecture") in small for blas in _blas.controller.info()) else 0
+
+
+@cache
 def touch_buffers(threads: int) -> None:
     """Have BLAS write to the buffers into which so many threads pack their matrices.
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from xpnn.ops import convolution as standard
 from xpnn.ops._window import Padding, Sizes, Window
+from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host, along, rows
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def conv(
     windows = Windows(pad(x, w.pads), w)
     y = np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
-        np.matmul(windows.gather(block), matrix.T, out=y[block].reshape(-1, len(weight)))
+        multiply(windows.gather(block), matrix.T, y[block].reshape(-1, len(weight)))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
@@ -113,10 +114,10 @@ class Windows:
 
     def weight_gradient(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """That of the weights, from the gradients of blocks of responses."""
-        dmatrix = np.zeros((len(weight), prod(self.kernel)), weight.dtype)
+        dmatrix = np.zeros((prod(self.kernel), len(weight)), weight.dtype)
         for block, d in dy:
-            dmatrix += d.reshape(-1, len(weight)).T @ self.gather(block)
-        return dmatrix.reshape(weight.shape)
+            dmatrix += multiply_across(self.gather(block), d.reshape(-1, len(weight)))
+        return dmatrix.T.reshape(weight.shape)
 
     def scattered(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""
@@ -126,7 +127,8 @@ class Windows:
         by_tap = np.ascontiguousarray(np.moveaxis(weight, 0, -2)).reshape(-1, c_out, c)
         for block, d in dy:
             part = view[phases + block]
-            dcolumns = np.matmul(d.reshape(-1, c_out), by_tap)
+            matrix = d.reshape(-1, c_out)
+            dcolumns = multiply(matrix, by_tap, np.empty((len(by_tap), len(matrix), c), weight.dtype))
             for tap, dcolumn in zip(np.ndindex(*kernel), dcolumns, strict=True):
                 under = part[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
                 under += dcolumn.reshape(under.shape)
@@ -158,8 +160,8 @@ def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, 
     for block in windows.blocks(ops.column_bytes):
         columns = windows.gather(block)
         if dx is not None:
-            np.matmul(columns, turned, out=dx[block].reshape(-1, c))
-        dturned += x[block].reshape(-1, c).T @ columns
+            multiply(columns, turned, dx[block].reshape(-1, c))
+        dturned += multiply_across(x[block].reshape(-1, c), columns)
     return dx, np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from xpnn.ops import joined as standard
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
+from xpnn_numpy.kernels._products import multiply
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
 from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, of_dy, pad, suits
 
@@ -40,7 +41,8 @@ def conv_pool(
     responses: list[tuple[Block, Host]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
-        phases = np.matmul(windows.gather(block), matrix.T).reshape(-1, *part.shape)
+        columns = windows.gather(block)
+        phases = multiply(columns, matrix.T, np.empty((len(columns), c_out), x.dtype)).reshape(-1, *part.shape)
         np.maximum.reduce(phases, 0, out=part)
         responses.append((block, phases))
     if bias is not None:

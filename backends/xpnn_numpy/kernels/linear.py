@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import linear as standard
+from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ def dense(
     """See `xpnn.ops.dense`."""
     standard.check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    y = np.matmul(rows, weight.T)
+    y = multiply(rows, weight.T, np.empty((len(rows), len(weight)), x.dtype))
     if bias is not None:
         np.add(y, bias, out=y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = dy.reshape(y.shape)
-        dx = np.matmul(d, weight).reshape(x.shape) if input_gradient else None
-        dweight = d.T * rows if len(rows) == 1 else np.matmul(d.T, rows)  # one outer product is no work for BLAS
+        dx = multiply(d, weight, np.empty(rows.shape, x.dtype)).reshape(x.shape) if input_gradient else None
+        dweight = d.T * rows if len(rows) == 1 else multiply_across(d, rows)  # one outer product is no work for BLAS
         return dx, dweight, None if bias is None else ops.total(d, 0)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward

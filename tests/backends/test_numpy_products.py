@@ -1,0 +1,60 @@
+"""Products in runs of rows: the same numbers however they are cut, and none that keeps other threads waiting."""
+
+import numpy as np
+import pytest
+from xpnn_numpy.kernels import _products
+from xpnn_numpy.kernels._products import LOCKED, multiply, multiply_across
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+@pytest.fixture(params=[0, 4000, 1_000_000])
+def small(request, monkeypatch):
+    """Of a BLAS without kernels for small products, and of two with them."""
+    monkeypatch.setattr(_products, "small_product", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("columns", ["rows", "taps first"])
+@pytest.mark.parametrize("rows", [1, 31, 111, 1024, 5003])
+def test_however_the_rows_are_cut_each_is_multiplied(small, rows, columns):
+    a = numbers(rows, 9) if columns == "rows" else numbers(9, rows).T
+    b = numbers(6, 9, seed=1).T
+    out = np.full((rows, 6), np.nan, np.float32)
+    assert multiply(a, b, out) is out
+    np.testing.assert_allclose(out, a.astype(float) @ b.astype(float), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 111, 5003])
+def test_each_of_a_stack_is_multiplied(small, rows):
+    a, b = numbers(rows, 5), numbers(4, 5, 7, seed=1)
+    out = multiply(a, b, np.full((4, rows, 7), np.nan, np.float32))
+    np.testing.assert_allclose(out, a.astype(float) @ b.astype(float), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", ["rows", "taps first"])
+@pytest.mark.parametrize("rows", [0, 1, 31, 111, 1024, 5003])
+def test_a_sum_over_rows_takes_in_each_of_them(small, rows, columns):
+    a = numbers(rows, 9) if columns == "rows" else numbers(9, rows).T
+    b = numbers(rows, 6, seed=1)
+    product = multiply_across(a, b)
+    assert (product.shape, product.dtype) == ((9, 6), np.float32)
+    np.testing.assert_allclose(product, a.astype(float).T @ b.astype(float), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("columns", "channels"), [(9, 16), (1, 1), (25, 6), (22, 22), (25, 20)])
+def test_no_long_product_makes_so_few_numbers_that_the_lock_is_kept(small, monkeypatch, columns, channels):
+    """NumPy lets others go on where a product makes more than `LOCKED` numbers, however many it adds up."""
+    sizes, matmul = [], np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b: sizes.append(result := matmul(a, b)) or result)
+    multiply_across(numbers(50_000, columns), numbers(50_000, channels))
+    assert sizes[0].size > LOCKED
+
+
+def test_a_few_rows_are_no_stack(small):
+    """With a call of BLAS's for each row or two a product would take far longer."""
+    assert _products._runs(numbers(70, 3), 2, 35).shape == (2, 35, 3)
+    a, b = numbers(2 * _products.LEAST_ROWS - 1, 3), numbers(2 * _products.LEAST_ROWS - 1, 4)
+    np.testing.assert_array_equal(multiply_across(a, b), a.T @ b)
