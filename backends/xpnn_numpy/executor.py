@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property, partial
 from itertools import pairwise
-from math import prod
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,51 +60,51 @@ class PiecesExecutor(Executor):
             touch_buffers(min(self.crew.threads, MOST))
             yield
 
+    def scalars(self, divisor: float, lr: float, step: int) -> Array:
+        """As the plain one, without the way to a device."""
+        return np.array([1 / divisor if divisor else 0.0, *self.optimizer.scalars(lr, step)], self.dtype)
+
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
         flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
-        weights, moments = state["weights"], state["moments"]
-        new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
-        finite = bool(state["finite"]) and bool(np.isfinite(loss))
-        finite = finite and self._update(weights, flats, moments, scalars[1:], new, new_moments)
+        finite = bool(state["finite"]) and isfinite(loss)
         if finite:
-            state = {"weights": new, "moments": new_moments, "stats": stats, "finite": np.True_}
+            weights, moments, finite = self._update(state["weights"], flats, state["moments"], scalars[1:])
+        if finite:
+            state = {"weights": weights, "moments": moments, "stats": stats, "finite": np.True_}
         else:
             state = {**state, "finite": np.False_}
         return state, np.asarray([loss, right, finite], loss.dtype)
 
     def _update(
-        self,
-        weights: Array,
-        flats: Array,
-        moments: Mapping[str, Array],
-        scalars: Array,
-        new: Array,
-        new_moments: Mapping[str, Array],
-    ) -> bool:
-        """Fill the new weights and moments; returns whether all weights are finite."""
-        optimizer, ops, chunk = self.optimizer, self.backend.ops, CHUNK
+        self, weights: Array, flats: Array, moments: Mapping[str, Array], scalars: Array
+    ) -> tuple[Array, dict[str, Array], bool]:
+        """The new weights and moments, and whether all weights are finite."""
+        optimizer, ops = self.optimizer, self.backend.ops
         if optimizer.clip_norm is not None:
             flats = optimizer.clip(ops, _sum(flats))[None]
-        if (compiled := self.backend.updates.get(type(optimizer))) is not None:
+        compiled = self.backend.updates.get(type(optimizer))
+        if compiled is None and (len(weights) <= CHUNK or not optimizer.elementwise):
+            new, new_moments = optimizer.update(ops, weights, _sum(flats), moments, scalars)
+            return new, new_moments, _finite(new)
+        new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
+        if compiled is not None:
             with self.backend.sharing(self.crew.threads):
-                return compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
-        if not optimizer.elementwise:
-            chunk = max(len(weights), 1)
+                return new, new_moments, compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
 
         def update(i: int) -> bool:
-            part = slice(i * chunk, (i + 1) * chunk)
+            part = slice(i * CHUNK, (i + 1) * CHUNK)
             moved, m = optimizer.update(
                 ops, weights[part], _sum(flats[:, part]), {name: m[part] for name, m in moments.items()}, scalars
             )
             new[part] = moved
             for name, moment in m.items():
                 new_moments[name][part] = moment
-            return bool(np.isfinite(moved).all())
+            return _finite(moved)
 
-        return all(self.crew.each(update, -(-len(new) // chunk)))
+        return new, new_moments, all(self.crew.each(update, -(-len(new) // CHUNK)))
 
     def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
         right = self.loss.correct(scores, targets)
@@ -139,7 +139,7 @@ class PiecesExecutor(Executor):
 
     def _lanes_of(self, n: int) -> int:
         """Into how many lanes `n` samples are cut where they can be."""
-        lanes = max((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), default=1)
+        lanes = next((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), 1)
         alone = lanes == 1 and n > 1 and not self.backend.compiled  # compiled kernels share what each of them does
         return 2 if alone and n * self.sample_work >= LEAST else lanes
 
@@ -205,6 +205,10 @@ def keep_memory() -> None:
     glibc takes blocks up to the largest that was ever freed (at most 32 MiB) from memory that it keeps.
     """
     np.empty((32 << 20) - (1 << 16), np.uint8)
+
+
+def _finite(values: Array) -> bool:
+    return isfinite(np.add.reduce(values)) or bool(np.isfinite(values).all())  # a sum alone may overflow
 
 
 def _sum(parts: Any) -> Any:

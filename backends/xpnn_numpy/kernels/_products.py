@@ -22,7 +22,8 @@ def multiply(a: Host, b: Host, out: Host) -> Host:
     """`a @ b` into `out`; `a` has many rows, and `b` few numbers. Or for each of a stack of `b`."""
     length = small_product() // max(b.shape[-2] * b.shape[-1], 1)
     if length < LEAST_ROWS or len(a) <= length:
-        return np.matmul(a, b, out=out)
+        np.matmul(a, b, out=out)
+        return out
     runs = -(-len(a) // length)
     length, b = len(a) // runs, np.ascontiguousarray(b)
     cut = runs * length
@@ -39,10 +40,11 @@ def multiply_across(a: Host, b: Host) -> Host:
     runs = 1 if length < LEAST_ROWS else -(-len(a) // length)
     runs = max(runs, min(LOCKED // max(size, 1) + 1, len(a) // LEAST_ROWS))
     if runs < 2:
-        return np.matmul(a.T, b)
+        product: Host = np.matmul(a.T, b)
+        return product
     length = len(a) // runs
     cut = runs * length
-    product: Host = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(1, 2), _runs(b, runs, length)), 0)
+    product = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(1, 2), _runs(b, runs, length)), 0)
     if cut < len(a):
         product += np.matmul(a[cut:].T, b[cut:])
     return product

@@ -14,6 +14,7 @@ and each tap's share is added up where it was read. See Dumoulin, Visin, 2016, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def conv(
         return standard.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     x = np.ascontiguousarray(x)
-    matrix, by_dy = weight.reshape(len(weight), -1), suits(w, weight, prod(w.out))
+    matrix, by_dy = weight.reshape(len(weight), -1), suits(w, x.shape[-1], len(weight), prod(w.out))
     windows = Windows(pad(x, w.pads), w)
     y = np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
@@ -77,16 +78,8 @@ class Windows:
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
         self.image, self.pool, self.channels, self.columns = image, pool, image.shape[-1], dict[Any, Host]()
-        self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
-        first, *spatial, last = image.strides
-        steps = tuple(m * s for m, s in zip(spatial, w.stride, strict=True))
-        over = tuple(m * p for m, p in zip(steps, pool or (1,) * len(steps), strict=True))
-        taps = tuple(m * d for m, d in zip(spatial, w.dilation, strict=True))
-        self.places = (*pool, len(image), *self.out)
-        places = (*(steps if pool else ()), first, *over)
-        self.kernel = (*w.size, self.channels)
-        self.view = strided(image, self.places + self.kernel, (*places, *taps, last))
-        self.taps_first = strided(image, self.kernel + self.places, (*taps, last, *places))
+        self.kernel, self.out = (*w.size, self.channels), _pooled(w, pool)
+        self.places, self.taps = _strides(image.shape, image.itemsize, w, pool)
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """Cut the outputs into blocks of whole samples, or of lines of one sample."""
@@ -103,14 +96,22 @@ class Windows:
 
     def gather(self, block: Block) -> Host:
         """The columns of a block, `(rows, K·C)`; of one channel they are small, and remembered."""
-        phases = (slice(None),) * len(self.pool)
         if self.channels > 1:
-            return np.ascontiguousarray(self.view[phases + block]).reshape(-1, prod(self.kernel))
+            return np.ascontiguousarray(self.under(self.image, block)).reshape(-1, prod(self.kernel))
         key = block[0].start, block[1].start
         if key not in self.columns:
-            part = self.taps_first[(slice(None),) * len(self.kernel) + phases + block]
+            part = self.under(self.image, block, taps_first=True)
             self.columns[key] = np.ascontiguousarray(part).reshape(prod(self.kernel), -1).T
         return self.columns[key]
+
+    def under(self, image: Host, block: Block, *, taps_first: bool = False) -> Host:
+        """What lies in an image like this one under the windows of a block, a view."""
+        outputs, every = (*self.pool, len(image), *self.out), (slice(None),)
+        part = every * len(self.pool) + block
+        if taps_first:
+            view = strided(image, self.kernel + outputs, self.taps + self.places)
+            return view[every * len(self.kernel) + part]
+        return strided(image, outputs + self.kernel, self.places + self.taps)[part]
 
     def weight_gradient(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """That of the weights, from the gradients of blocks of responses."""
@@ -121,13 +122,10 @@ class Windows:
 
     def scattered(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""
-        dimage, phases = np.zeros_like(self.image), (slice(None),) * len(self.pool)
-        view = strided(dimage, self.view.shape, self.view.strides)
-        c_out, *kernel, c = weight.shape
+        dimage, (c_out, *kernel, c) = np.zeros_like(self.image), weight.shape
         by_tap = np.ascontiguousarray(np.moveaxis(weight, 0, -2)).reshape(-1, c_out, c)
         for block, d in dy:
-            part = view[phases + block]
-            matrix = d.reshape(-1, c_out)
+            part, matrix = self.under(dimage, block), d.reshape(-1, c_out)
             dcolumns = multiply(matrix, by_tap, np.empty((len(by_tap), len(matrix), c), weight.dtype))
             for tap, dcolumn in zip(np.ndindex(*kernel), dcolumns, strict=True):
                 under = part[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
@@ -135,18 +133,36 @@ class Windows:
         return dimage
 
 
+@lru_cache(maxsize=4096)
+def _strides(
+    shape: tuple[int, ...], itemsize: int, w: Window, pool: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """In bytes, from one window of a contiguous image to the next, and from tap to tap."""
+    sample, *spatial, last = (prod(shape[i:]) * itemsize for i in range(1, len(shape) + 1))
+    steps = tuple(m * s for m, s in zip(spatial, w.stride, strict=True))
+    over = tuple(m * p for m, p in zip(steps, pool, strict=True)) if pool else steps
+    taps = tuple(m * d for m, d in zip(spatial, w.dilation, strict=True))
+    return (*(steps if pool else ()), sample, *over), (*taps, last)
+
+
+@lru_cache(maxsize=4096)
+def _pooled(w: Window, pool: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
+
+
 def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host]]:
     """`dy` in blocks whose columns take so much."""
     return [(block, dy[block]) for block in windows.blocks(column_bytes)]
 
 
-def suits(w: Window, weight: Host, responses: int) -> bool:
+@lru_cache(maxsize=4096)
+def suits(w: Window, channels: int, c_out: int, responses: int) -> bool:
     """Whether columns of `dy` are the cheaper ones, which serve both gradients.
 
     There are more of them where the input is larger than the response, and they are longer where it has fewer channels.
     """
     of_stride_1 = set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))  # no padding beyond a kernel's reach
-    return of_stride_1 and 8 * prod(w.n) <= 9 * responses and 4 * weight.shape[-1] >= len(weight)
+    return of_stride_1 and 8 * prod(w.n) <= 9 * responses and 4 * channels >= c_out
 
 
 def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host) -> tuple[Host | None, Host]:

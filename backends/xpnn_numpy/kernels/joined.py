@@ -36,15 +36,14 @@ def conv_pool(
     size = standard.pooled(w, pool).size
     x = np.ascontiguousarray(x)
     windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
-    by_dy = suits(w, weight, prod(size) * prod(windows.out))
+    by_dy = suits(w, x.shape[-1], c_out, prod(size) * prod(windows.out))
     y = np.empty((len(x), *windows.out, c_out), x.dtype)
-    responses: list[tuple[Block, Host]] = []  # of each block, phase-major
+    games: list[tuple[Block, list[Host]]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
         columns = windows.gather(block)
         phases = multiply(columns, matrix.T, np.empty((len(columns), c_out), x.dtype)).reshape(-1, *part.shape)
-        np.maximum.reduce(phases, 0, out=part)
-        responses.append((block, phases))
+        games.append((block, _tournament(phases, part)))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
     if relu:
@@ -53,7 +52,7 @@ def conv_pool(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
-        by_block = [(block, _prizes(phases, d[block])) for block, phases in responses]
+        by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
         if by_dy:
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x), dbias
@@ -63,16 +62,22 @@ def conv_pool(
     return y, backward
 
 
-def _prizes(phases: Host, d: Host) -> Host:
-    """The gradient of each phase from that of the maximum: the tournament, all games of a round at once."""
+def _tournament(phases: Host, y: Host) -> list[Host]:
+    """Fill `y` with the maxima over the phases; returns who played in each round, all its games at once."""
     rounds = [phases]
     while len(rounds[-1]) > 2:
         a = rounds[-1]
         games = len(a) // 2 * 2
-        winners = np.empty((len(a) - games // 2, *d.shape), d.dtype)
+        winners = np.empty((len(a) - games // 2, *y.shape), y.dtype)
         np.maximum(a[:games:2], a[1:games:2], out=winners[: games // 2])
         winners[games // 2 :] = a[games:]  # the last, where it has no opponent
         rounds.append(winners)
+    np.maximum(rounds[-1][0], rounds[-1][-1], out=y)
+    return rounds
+
+
+def _prizes(rounds: list[Host], d: Host) -> Host:
+    """The gradient of each phase from that of the maximum: the tournament backwards."""
     prizes = d[None]
     for a in reversed(rounds):
         games, shared = len(a) // 2 * 2, np.empty_like(a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +24,24 @@ def matmul(ops: Ops, a: Host, b: Host) -> Host:
 
 def total(ops: Ops, x: Host, axis: int | tuple[int, ...], *, keepdims: bool = False) -> Host:
     """See `xpnn.ops.total`."""
-    axes, terms = (axis,) if isinstance(axis, int) else axis, 1
-    for a in axes:
-        terms *= x.shape[a]
-    if terms > standard.BLOCK:
-        result: Host = standard.total(ops, x, axis, keepdims=keepdims)
+    axes = (axis,) if isinstance(axis, int) else axis
+    terms = prod([x.shape[a] for a in axes])
+    if terms <= standard.BLOCK:
+        result: Host = np.add.reduce(x, axes, None, None, keepdims)  # type: ignore[call-overload]
+    elif keepdims or axes != tuple(range(len(axes))):
+        result = standard.total(ops, x, axis, keepdims=keepdims)
     else:
-        result = np.add.reduce(x, axes, None, None, keepdims)  # type: ignore[call-overload]
+        shape = x.shape[len(axes) :]
+        result = _leading(x.reshape(terms, prod(shape))).reshape(shape)
+    return result
+
+
+def _leading(x: Host) -> Host:
+    """The sum of rows, in the order of the standard body."""
+    while len(x) > standard.BLOCK:
+        rows = len(x) // standard.BLOCK
+        cut = rows * standard.BLOCK
+        sums = np.add.reduce(x[:cut].reshape(standard.BLOCK, -1), 0).reshape(rows, -1)
+        x = np.concatenate([sums, x[cut:]]) if cut < len(x) else sums
+    result: Host = np.add.reduce(x, 0)
     return result

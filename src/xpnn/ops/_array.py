@@ -25,13 +25,7 @@ def namespace(op: str, **arrays: Array | None) -> Any:
     for name, array in arrays.items():
         if array is None:
             continue
-        found = _namespaces.get(type(array))
-        if found is None:
-            try:
-                found = array_api_compat.array_namespace(array)
-            except TypeError:
-                raise ShapeError(f"{op}: {name} is a {type(array).__name__}, not an array") from None
-            _namespaces[type(array)] = found
+        found = _namespaces.get(type(array)) or _found(op, name, array)
         if xp is None:
             xp, first = found, name
         elif found is not xp:
@@ -75,6 +69,20 @@ def vectors(op: str, size: int, **arrays: Array | None) -> None:
     for name, array in arrays.items():
         if array is not None and tuple(array.shape) != (size,):
             raise ShapeError(f"{op}: {name} has shape {tuple(array.shape)}; expected ({size},), one value a channel")
+
+
+def _found(op: str, name: str, array: Any) -> Any:
+    try:
+        found = _namespaces[type(array)] = array_api_compat.array_namespace(array)
+    except TypeError:
+        raise ShapeError(f"{op}: {name} is a {type(array).__name__}, not an array") from None
+    return found
+
+
+@cache
+def is_integral(xp: Any, dtype: Any) -> bool:
+    """Whether this is a dtype of integers."""
+    return bool(xp.isdtype(dtype, "integral"))
 
 
 @cache

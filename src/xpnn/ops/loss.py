@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, device, floats, namespace, vectors
+from xpnn.ops._array import Array, device, floats, is_integral, namespace, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -114,7 +114,7 @@ def binary_cross_entropy(ops: Ops, logits: Array, target: Array) -> tuple[Array,
 def check_labels(op: str, scores: Array, labels: Array) -> None:
     """Check that there is an integer for each row of scores, and at least one."""
     xp = namespace(op, scores=scores, labels=labels)
-    if tuple(labels.shape) != tuple(scores.shape[:-1]) or not xp.isdtype(labels.dtype, "integral"):
+    if tuple(labels.shape) != tuple(scores.shape[:-1]) or not is_integral(xp, labels.dtype):
         raise ShapeError(
             f"{op}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype} for scores of shape "
             f"{tuple(scores.shape)}; expected integers of shape {tuple(scores.shape[:-1])}"

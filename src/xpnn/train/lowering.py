@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
 
@@ -69,6 +70,11 @@ class Chain(Layer):
 
     links: tuple[Link, ...]
 
+    @cached_property
+    def first(self) -> int:
+        """The first link that has weights: the last one that backward comes to where nobody asks for `dx`."""
+        return next((i for i, link in enumerate(self.links) if link.weights), len(self.links))
+
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """As `Sequential.apply`; nothing is shown to `run.watch`."""
         new: dict[str, Array] = {}
@@ -89,7 +95,7 @@ class Chain(Layer):
             for k, p in link.stats:
                 new[p] = s[k]
             backwards.append(part)
-        first = next((i for i, link in enumerate(self.links) if link.weights), len(self.links))
+        first = self.first
 
         def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
             gradients: dict[str, Array] = {}
