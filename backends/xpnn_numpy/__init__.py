@@ -28,7 +28,7 @@ class NumPyBackend(Backend):
 
     name: ClassVar[str] = "numpy"
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = KERNELS
-    column_bytes: int = 1 << 20  # a block of columns and its products stay in the second-level cache
+    column_bytes: int = 1 << 21  # smaller blocks are more calls of NumPy, larger ones leave the caches
 
     @classmethod
     def why_unavailable(cls) -> str | None:

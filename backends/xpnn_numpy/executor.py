@@ -9,8 +9,9 @@ lane, and in an update, compiled kernels (`fast`) share what each of them does.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import isfinite, prod
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 23
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
 
@@ -200,11 +202,15 @@ class PiecesExecutor(Executor):
 
 @cache
 def keep_memory() -> None:
-    """Have freed memory kept for the next array, which otherwise costs a page fault for each 4 KiB, every step.
+    """Have up to 1 GiB of freed memory kept for the next array: else a step begins with a page fault for each 4 KiB.
 
-    glibc takes blocks up to the largest that was ever freed (at most 32 MiB) from memory that it keeps.
+    glibc gives back what lies free at the end of its heaps and takes larger blocks from the system alone; the heap
+    of a thread it gives up when it is empty, unless that is all the room there would be. See mallopt(3).
     """
-    np.empty((32 << 20) - (1 << 16), np.uint8)
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20)):
+            mallopt(option, size)
 
 
 def _finite(values: Array) -> bool:
