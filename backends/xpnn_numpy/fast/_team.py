@@ -6,7 +6,8 @@ is taken within a microsecond. Who has looked for some milliseconds in vain naps
 Python, to sleep, where there was nothing for longer. Nobody waits for a helper that has not come.
 
 `share(f, arguments, parts)` in a compiled function calls `f(i, *arguments)` for each part, on whoever is free. How work
-is cut is for the caller to fix, by shapes alone, so that the bits are the same for any number of helpers.
+is cut is for the caller to fix, by shapes alone, so that the bits are the same for any number of helpers. Each begins
+with a stretch of its own, the same one every time: what the last kernel wrote there lies in its cache.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from numba.extending import intrinsic
 
 from xpnn_numpy.fast._compiled import compiled
 
-ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, NEXT, INSIDE, FAILED, ENDED = range(12)
+ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, TAKEN, INSIDE, FAILED, ENDED = range(12)
 """The words of the board: how many helpers may come, and how many look; whether somebody shares work; how many jobs
-there were; the number of the one that may be entered, or 0; what to call, with what, and how often; the next part; the
-helpers inside; how many parts failed; whether the process ends."""
+there were; the number of the one that may be entered, or 0; what to call, with what, and how often; a bit for
+each part that somebody does; the helpers inside; how many parts failed; whether the process ends."""
 LINE = 16
 """Words from one to the next, each in cache lines of its own."""
 LEAST_ROWS, LEAST_COST, MOST_PARTS = 32, 1 << 18, 8
@@ -80,6 +81,16 @@ def _add(typing: Any, word: Any, value: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.atomic_rmw("add", _at(builder, values[0]), values[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), code
+
+
+@emits
+def _mark(typing: Any, word: Any, bits: Any) -> Any:
+    """Set bits of a word; returns what it was."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("or", _at(builder, values[0]), values[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), code
 
@@ -163,12 +174,13 @@ def _wait(looks: int) -> None:
 
 
 @compiled
-def _take_parts(function: int, data: int, parts: int) -> None:
-    i = _add(NEXT, 1)
-    while i < parts:
-        if _call(function, data, i):
+def _take_parts(function: int, data: int, parts: int, number: int) -> None:
+    """Do the parts that nobody else does, from the stretch of this one on: the caller's is 0."""
+    first = parts * number // (_look(ALLOWED) + 1)
+    for i in range(first, first + parts):
+        bit = 1 << i % parts
+        if _look(TAKEN) & bit == 0 and _mark(TAKEN, bit) & bit == 0 and _call(function, data, i % parts):
             _add(FAILED, 1)
-        i = _add(NEXT, 1)
 
 
 @compiled
@@ -179,10 +191,10 @@ def _work(function: int, data: int, parts: int) -> None:
         for i in range(parts):
             failed += _call(function, data, i)
     else:
-        for word, value in ((FUNCTION, function), (DATA, data), (PARTS, parts), (NEXT, 0), (FAILED, 0)):
+        for word, value in ((FUNCTION, function), (DATA, data), (PARTS, parts), (TAKEN, 0), (FAILED, 0)):
             _swap(word, value)
         _swap(OPEN, _add(JOBS, 1) + 1)
-        _take_parts(function, data, parts)
+        _take_parts(function, data, parts, 0)
         _swap(OPEN, 0)
         looks = 0
         while _look(INSIDE) != 0:
@@ -232,7 +244,7 @@ def _help(number: int) -> None:
             _add(INSIDE, 1)
             job = _look(OPEN)  # who opens another one waits until nobody is inside
             if job != 0:
-                _take_parts(_look(FUNCTION), _look(DATA), _look(PARTS))
+                _take_parts(_look(FUNCTION), _look(DATA), _look(PARTS), number + 1)
                 done, looks = job, 0
             _add(INSIDE, -1)
         else:
