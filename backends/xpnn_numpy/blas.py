@@ -16,7 +16,8 @@ import numpy as np
 class _Blas:
     """Held to one thread by the first who enters, given back by the last who leaves.
 
-    Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them.
+    Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them, or set others
+    before that one has left.
     """
 
     def __init__(self) -> None:
@@ -28,14 +29,14 @@ class _Blas:
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas")).result()
+                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas").__enter__()).result()
         try:
             yield
         finally:
             with self.lock:
                 self.inside -= 1
                 if not self.inside:
-                    self.keeper.submit(self.limiter.restore_original_limits).result()
+                    self.keeper.submit(self.limiter.__exit__, None, None, None).result()
 
     @cached_property
     def controller(self) -> Any:

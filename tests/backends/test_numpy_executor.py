@@ -326,6 +326,20 @@ def test_blas_gets_its_threads_back():
     assert blas_threads() == before
 
 
+def test_who_comes_after_a_session_may_limit_blas():
+    """threadpoolctl heeds one thread at a time: the session's own, until it is told that this one has left."""
+    from threadpoolctl import threadpool_limits
+
+    with blas.one_blas_thread():
+        pass
+    free = blas_threads()
+    if max(free, default=1) < 2:
+        pytest.skip("BLAS has one thread here")
+    with threadpool_limits(1, user_api="blas"):
+        assert set(blas_threads()) == {1}
+    assert blas_threads() == free
+
+
 @pytest.mark.parametrize("value", ["0", "two", "-1"])
 def test_a_wrong_number_of_threads_is_refused(monkeypatch, value):
     monkeypatch.setenv("XPNN_THREADS", value)
