@@ -29,7 +29,8 @@ class _Blas:
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.limiter = self.keeper.submit(lambda: self.controller.limit(limits=1, user_api="blas").__enter__()).result()
+                limit = self.controller.limit
+                self.limiter = self.keeper.submit(lambda: limit(limits=1, user_api="blas").__enter__()).result()
         try:
             yield
         finally:
