@@ -87,14 +87,21 @@ except Stop:
 
 
 def interleaved(works, rounds):
-    """The median seconds of each, the works taking turns."""
-    times = {name: [] for name in works}
-    for _ in range(rounds + 1):  # the first is for warming up
+    """The median seconds of each, the works taking turns of a quarter of a second and more."""
+    times, counts = {name: [] for name in works}, {}
+    for name, work in works.items():
+        work()  # the first time compiles and allocates
+        begun = time.perf_counter()
+        work()
+        counts[name] = max(1, round(0.25 / (time.perf_counter() - begun)))
+    for _ in range(rounds):
         for name, work in works.items():
+            work()  # the caches hold what the last one had
             begun = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(t[1:]) for name, t in times.items()}
+            for _ in range(counts[name]):
+                work()
+            times[name].append((time.perf_counter() - begun) / counts[name])
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def threads(rounds):

@@ -27,7 +27,7 @@ def relu(ops: Ops, x: Host) -> Result:
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.empty(x.shape, x.dtype)
+        dx = np.empty(y.shape, y.dtype)  # of `x` nothing is kept
         _through(plain(dy).reshape(-1), y.reshape(-1), dx.reshape(-1))
         return (dx,)
 
@@ -48,7 +48,7 @@ def tanh(ops: Ops, x: Host) -> Result:
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.empty(x.shape, x.dtype)
+        dx = np.empty(y.shape, y.dtype)  # of `x` nothing is kept
         _flatten(plain(dy).reshape(-1), y.reshape(-1), dx.reshape(-1))
         return (dx,)
 

@@ -98,8 +98,10 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
     else:
         shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
         _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place)
+    kept = image if pool or 2 * image.size <= y.size else None  # one beside each image: half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
+        image = _padded(x, frame.pads) if kept is None else kept
         dy = plain(np.asarray(dy, x.dtype))
         rows, dx = dy.reshape(-1, c_out), None
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)

@@ -44,7 +44,7 @@ def max_pool(
         return standard.max_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
         )
-    (corners, taps), n, c = _places(w), np.array((1, 1, *w.n)[-3:]), x.shape[-1]
+    (corners, taps), n, c, shape = _places(w), np.array((1, 1, *w.n)[-3:]), x.shape[-1], x.shape
     y = np.empty((len(x), *w.out, c), x.dtype)
     place = np.empty((y.size // max(c, 1), c), np.uint8)
     _max(plain(x).reshape(-1, c), n, corners, taps, y.reshape(-1, c), place)
@@ -52,7 +52,7 @@ def max_pool(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.zeros(x.shape, x.dtype)
+        dx = np.zeros(shape, y.dtype)
         _max_back(plain(dy).reshape(-1, c), n, corners, taps, place, dx.reshape(-1, c))
         return (dx,)
 
@@ -78,14 +78,14 @@ def avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
         )  # fmt: skip
-    g, c = _grid(w), x.shape[-1]
+    g, c, shape = _grid(w), x.shape[-1], x.shape
     y = np.empty((len(x), *w.out, c), x.dtype)
     _mean(plain(x).reshape(-1), g, c, y.reshape(-1))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.empty(x.shape, x.dtype)
+        dx = np.empty(shape, y.dtype)
         _spread(plain(dy).reshape(-1), g, c, dx.reshape(-1))
         return (dx,)
 

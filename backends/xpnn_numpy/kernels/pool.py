@@ -36,7 +36,7 @@ def avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
         )  # fmt: skip
-    y, shapes = x, []
+    y, shapes, whole = x, [], x.shape
     for axis, (out, k) in enumerate(zip(w.out, w.size, strict=True), start=1):
         shapes.append((*y.shape[:axis], out, k, prod(y.shape[axis + 1 :])))
         taps = y.reshape(shapes[-1])
@@ -54,7 +54,7 @@ def avg_pool(
             spread = np.empty(shape, dx.dtype)
             spread[...] = dx.reshape(*shape[:-2], 1, shape[-1])
             dx = spread
-        return (dx.reshape(x.shape),)
+        return (dx.reshape(whole),)
 
     return y, backward
 

@@ -162,14 +162,14 @@ def global_max_pool(ops: Ops, x: Array) -> tuple[Array, Backward]:
 def global_avg_pool(ops: Ops, x: Array) -> tuple[Array, Backward]:
     """The mean over all spatial axes: `(N, *spatial, C) → (N, C)`; `backward(dy) → (dx,)`."""
     xp = floats("global_avg_pool", x=x)
-    n, places, c = _spatial("global_avg_pool", x)
+    (n, places, c), shape = _spatial("global_avg_pool", x), x.shape  # of `x` nothing is kept
     y = ops.total(x, tuple(range(1, x.ndim - 1))) / places
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None]:
         if not input_gradient:
             return (None,)
-        share = xp.reshape(dy / places, (n, *(1 for _ in x.shape[1:-1]), c))
-        return (xp.broadcast_to(share, x.shape),)
+        share = xp.reshape(dy / places, (n, *(1 for _ in shape[1:-1]), c))
+        return (xp.broadcast_to(share, shape),)
 
     return y, backward
 

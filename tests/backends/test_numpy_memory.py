@@ -1,0 +1,50 @@
+"""What an op keeps for its backward: a network's memory is made of that."""
+
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+from xpnn import backend as backends
+from xpnn.ops import Ops
+from xpnn_numpy.kernels import KERNELS
+
+KIB = 1 << 10
+
+
+@pytest.fixture(params=["plain", "as installed"])
+def ops(request):
+    return Ops(KERNELS) if request.param == "plain" else backends.get("numpy").ops
+
+
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("relu", {}),
+        ("tanh", {}),
+        ("avg_pool", {"window": 2}),
+        ("global_avg_pool", {}),
+    ],
+)
+def test_what_only_its_output_is_needed_of_is_not_kept(ops, op, options):
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 16), np.float32)
+    y, backward = getattr(ops, op)(x, **options)
+    alive = weakref.ref(x)
+    del x
+    assert alive() is None
+    assert backward(np.ones_like(y))[0].shape == (2, 8, 8, 16)
+
+
+def test_no_image_with_its_padding_is_kept_beside_each_image(ops):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((8, 16, 16, 16), np.float32), rng.standard_normal((16, 3, 3, 16), np.float32)
+    ops.conv(x, weight, padding=1)  # whatever is made but once
+    tracemalloc.start()
+    try:
+        y, backward = ops.conv(x, weight, padding=1)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert y.nbytes <= kept <= y.nbytes + 16 * KIB
+    backward(np.ones_like(y))
