@@ -5,10 +5,10 @@ import weakref
 
 import numpy as np
 import pytest
+from xpnn_numpy.kernels import KERNELS
 
 from xpnn import backend as backends
 from xpnn.ops import Ops
-from xpnn_numpy.kernels import KERNELS
 
 KIB = 1 << 10
 
