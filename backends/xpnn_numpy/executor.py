@@ -135,7 +135,7 @@ class PiecesExecutor(Executor):
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
         lanes = self._lanes_of(n) if self.divisible else 1
-        if lanes == 2 and not self.per_sample and self.backend.compiled:
+        if not self.per_sample and self.backend.compiled:
             return 1  # what meets at every sum costs more than kernels that share their work
         return lanes
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,7 +75,7 @@ class Crew:
 
     def together(self, work: Callable[[int], T], meeting: Meeting) -> list[T]:
         """The same for lanes that meet on their way: all are under way at once, as many as threads compute."""
-        return self._run(meeting.attended(work), meeting.lanes, meeting.lanes, meeting.barrier.abort)
+        return self._run(meeting.attended(work), meeting.lanes, meeting.lanes, meeting.abort)
 
     def _run(self, work: Callable[[int], T], n: int, threads: int, abort: Callable[[], None]) -> list[T]:
         results: list[Any] = [None] * n
@@ -109,33 +111,79 @@ class Crew:
 
 
 class Meeting:
-    """Where the lanes of one step add up what each of them has (`ops.whole`)."""
+    """Where the lanes of one step add up what each of them has (`ops.whole`).
 
-    def __init__(self, lanes: int, threads: int) -> None:
-        self.lanes, self.parts = lanes, list[tuple[Array, int]]([(None, 0)] * lanes)
-        self.permits, self.barrier = threading.Semaphore(threads), threading.Barrier(lanes, self._add)
+    No more lanes compute at a time than there are turns. Who comes hands its turn to one lane that can use it, and is
+    woken, by another's, once all have come: a wake-up takes as long as a small layer.
+    """
+
+    def __init__(self, lanes: int, turns: int) -> None:
+        self.lanes, self.free, self.broken = lanes, turns, False
+        self.parts, self.here = list[tuple[Array, int]]([(None, 0)] * lanes), list[int]()
+        self.ready: deque[int] = deque()  # lanes that wait for a turn alone
+        self.lock, self.bells = threading.Lock(), [threading.Lock() for _ in range(lanes)]
+        for bell in self.bells:
+            bell.acquire()
 
     def whole(self, lane: int, part: Array, n: int) -> tuple[Array, int]:
-        """The sum over all lanes, once all have come; who waits leaves its turn to another."""
+        """The sum over all lanes, once all have come."""
         self.parts[lane] = part, n
-        self.permits.release()
-        try:
-            self.barrier.wait()
-        finally:
-            self.permits.acquire()
+        with self.lock:
+            self.here.append(lane)
+            last = len(self.here) == self.lanes
+        if last:
+            total, n = self.parts[0]
+            for part, m in self.parts[1:]:
+                total, n = total + part, n + m
+            self.total = total, n
+            with self.lock:
+                self.ready += [i for i in sorted(self.here) if i != lane]
+                self.here = []
+                self._call()
+        else:
+            self._leave()
+            self._wait(lane)
         return self.total
 
     def attended(self, work: Callable[[int], T]) -> Callable[[int], T]:
-        """`work`, by no more threads at a time than there are permits."""
+        """`work`, by lanes that have a turn."""
 
         def attend(lane: int) -> T:
-            with self.permits:
+            with self.lock:
+                starts = self.free > 0
+                self.free -= starts
+                if not starts:
+                    self.ready.append(lane)
+            if not starts:
+                self._wait(lane)
+            try:
                 return work(lane)
+            finally:
+                self._leave()
 
         return attend
 
-    def _add(self) -> None:
-        total, n = self.parts[0]
-        for part, m in self.parts[1:]:
-            total, n = total + part, n + m
-        self.total = total, n
+    def abort(self) -> None:
+        """Let nobody wait for who will not come."""
+        with self.lock:
+            self.broken = True
+            for bell in self.bells:
+                with suppress(RuntimeError):  # it rings already
+                    bell.release()
+
+    def _leave(self) -> None:
+        """Hand on one's turn."""
+        with self.lock:
+            self.free += 1
+            self._call()
+
+    def _call(self) -> None:
+        """Give the turns that are free to lanes that wait for nothing else."""
+        while self.free and self.ready and not self.broken:
+            self.free -= 1
+            self.bells[self.ready.popleft()].release()
+
+    def _wait(self, lane: int) -> None:
+        self.bells[lane].acquire()
+        if self.broken:
+            raise threading.BrokenBarrierError

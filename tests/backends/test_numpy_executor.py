@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 
 import numpy as np
@@ -275,6 +276,44 @@ def test_ctrl_c_ends_it():
         _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
     assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 8])
+def test_lanes_that_meet_compute_no_more_at_a_time_than_there_are_turns(turns):
+    crew, meeting = lanes.Crew(turns), lanes.Meeting(8, turns)
+    lock, at_work, most = threading.Lock(), set(), []
+
+    def work(lane):
+        found = []
+        for round_ in range(20):
+            with lock:
+                at_work.add(lane)
+                most.append(len(at_work))
+            time.sleep(0.0002 * (lane % 3))
+            with lock:
+                at_work.remove(lane)
+            found.append(meeting.whole(lane, np.asarray(lane * round_), 1))
+        return found
+
+    results = crew.together(work, meeting)
+    assert results == [[(28 * round_, 8) for round_ in range(20)]] * 8
+    assert max(most) <= turns
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_lane_that_fails_ends_those_that_wait_for_it(bad):
+    crew, meeting, after = lanes.Crew(2), lanes.Meeting(4, 2), []
+
+    def work(lane):
+        meeting.whole(lane, np.zeros(1), 1)
+        if lane == bad:
+            raise ValueError("this one")
+        meeting.whole(lane, np.zeros(1), 1)
+        after.append(lane)
+
+    with pytest.raises(ValueError, match="this one"):
+        crew.together(work, meeting)
+    assert not after
 
 
 def test_an_interrupt_while_lanes_are_handed_out():
