@@ -55,6 +55,10 @@ class NumPyBackend(Backend):
         """`x` itself."""
         return np.asarray(self.checked(x))
 
+    def _place(self, x: np.ndarray[Any, Any]) -> Array:
+        """`x` itself."""
+        return x
+
     def executor(self, *args: Any, **kwargs: Any) -> Executor:
         """Steps in cache-sized pieces on threads; `XPNN_KERNELS=standard` for the plain ones."""
         if standard_only():

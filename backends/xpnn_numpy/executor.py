@@ -62,10 +62,6 @@ class PiecesExecutor(Executor):
             touch_buffers(min(self.crew.threads, MOST))
             yield
 
-    def scalars(self, divisor: float, lr: float, step: int) -> Array:
-        """As the plain one, without the way to a device."""
-        return np.array([1 / divisor if divisor else 0.0, *self.optimizer.scalars(lr, step)], self.dtype)
-
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
