@@ -78,8 +78,8 @@ class Windows:
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
         self.image, self.pool, self.channels, self.columns = image, pool, image.shape[-1], dict[Any, Host]()
-        self.kernel, self.out = (*w.size, self.channels), _pooled(w, pool)
-        self.places, self.taps = _strides(image.shape, image.itemsize, w, pool)
+        self.kernel = (*w.size, self.channels)
+        self.out, self.places, self.taps = _layout(image.shape, image.itemsize, w, pool)
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """Cut the outputs into blocks of whole samples, or of lines of one sample."""
@@ -134,20 +134,16 @@ class Windows:
 
 
 @lru_cache(maxsize=4096)
-def _strides(
+def _layout(
     shape: tuple[int, ...], itemsize: int, w: Window, pool: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """In bytes, from one window of a contiguous image to the next, and from tap to tap."""
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The windows along each axis; the bytes from one of a contiguous image to the next, and from tap to tap."""
+    out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
     sample, *spatial, last = (prod(shape[i:]) * itemsize for i in range(1, len(shape) + 1))
     steps = tuple(m * s for m, s in zip(spatial, w.stride, strict=True))
     over = tuple(m * p for m, p in zip(steps, pool, strict=True)) if pool else steps
     taps = tuple(m * d for m, d in zip(spatial, w.dilation, strict=True))
-    return (*(steps if pool else ()), sample, *over), (*taps, last)
-
-
-@lru_cache(maxsize=4096)
-def _pooled(w: Window, pool: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
+    return out, (*(steps if pool else ()), sample, *over), (*taps, last)
 
 
 def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host]]:
