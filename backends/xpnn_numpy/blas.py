@@ -17,7 +17,7 @@ class _Blas:
     """Held to one thread by the first who enters, given back by the last who leaves.
 
     Limits are set and lifted by one thread of its own: threadpoolctl lets no other thread lift them, or set others
-    before that one has left.
+    before that one has left. So where another thread holds a limit of threadpoolctl's already, that one stays.
     """
 
     def __init__(self) -> None:
@@ -26,18 +26,20 @@ class _Blas:
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
+        limit = self.controller.limit
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                limit = self.controller.limit
-                self.limiter = self.keeper.submit(lambda: limit(limits=1, user_api="blas").__enter__()).result()
+                self.limiter = self.keeper.submit(lambda: limit(limits=1, user_api="blas").__enter__())
         try:
+            self.limiter.result()  # here, for an interrupt meanwhile has to count as leaving
             yield
         finally:
             with self.lock:
                 self.inside -= 1
                 if not self.inside:
-                    self.keeper.submit(self.limiter.__exit__, None, None, None).result()
+                    entered = self.limiter
+                    self.keeper.submit(lambda: entered.result().__exit__(None, None, None)).result()
 
     @cached_property
     def controller(self) -> Any:
@@ -48,7 +50,7 @@ class _Blas:
 
 @cache
 def small_product() -> int:
-    """Multiply-adds up to which the BLAS of NumPy multiplies matrices as they lie; 0: it has no kernels for that."""
+    """Multiply-adds up to which a BLAS that is loaded multiplies matrices as they lie; 0: none has kernels for that."""
     small = {"SkylakeX", "Cooperlake", "SapphireRapids"}
     return 1_000_000 if any(blas.get("architecture") in small for blas in _blas.controller.info()) else 0
 

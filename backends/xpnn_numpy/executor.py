@@ -198,7 +198,7 @@ class PiecesExecutor(Executor):
 
 @cache
 def keep_memory() -> None:
-    """Have up to 1 GiB of freed memory kept for the next array: else a step begins with a page fault for each 4 KiB.
+    """Have freed memory kept by this process, up to 1 GiB of a heap: else a step begins with a page fault each 4 KiB.
 
     glibc gives back what lies free at the end of its heaps and takes larger blocks from the system alone; the heap
     of a thread it gives up when it is empty, unless that is all the room there would be. See mallopt(3).

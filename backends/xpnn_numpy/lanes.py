@@ -113,8 +113,8 @@ class Crew:
 class Meeting:
     """Where the lanes of one step add up what each of them has (`ops.whole`).
 
-    No more lanes compute at a time than there are turns. Who comes hands its turn to one lane that can use it, and is
-    woken, by another's, once all have come: a wake-up takes as long as a small layer.
+    No more lanes compute at a time than there are turns. A lane that comes hands its turn to one that can use it, and
+    sleeps until all have come and a turn is handed to it: once a meeting, for to be woken takes as long as a layer.
     """
 
     def __init__(self, lanes: int, turns: int) -> None:

@@ -379,6 +379,19 @@ def test_who_comes_after_a_session_may_limit_blas():
     assert blas_threads() == free
 
 
+def test_who_could_not_limit_blas_has_left(monkeypatch):
+    def limit(**options):
+        raise KeyError
+
+    monkeypatch.setattr(blas._blas.controller, "limit", limit)
+    with pytest.raises(KeyError), blas.one_blas_thread():
+        pass
+    monkeypatch.undo()
+    assert blas._blas.inside == 0
+    with blas.one_blas_thread():
+        assert set(blas_threads()) == {1}
+
+
 @pytest.mark.parametrize("value", ["0", "two", "-1"])
 def test_a_wrong_number_of_threads_is_refused(monkeypatch, value):
     monkeypatch.setenv("XPNN_THREADS", value)

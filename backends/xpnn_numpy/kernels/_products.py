@@ -1,8 +1,9 @@
 """Products of long matrices, in runs of rows.
 
 BLAS copies its factors into an order of its own first, unless they are small: OpenBLAS has kernels for these on
-processors with AVX-512. And NumPy keeps the interpreter's lock through a product that makes few numbers, however long
-it takes. Runs of rows, as one stack of matrices, are small where that is quicker, and many enough to let others go on.
+processors with AVX-512. And NumPy keeps the interpreter's lock through a product that makes few numbers, however many
+it adds up. Runs of rows, as one stack of matrices, are small where that is quicker; a sum over many rows has so many of
+them that others can go on.
 """
 
 from __future__ import annotations
