@@ -5,17 +5,16 @@ import weakref
 
 import numpy as np
 import pytest
-from xpnn_numpy.kernels import KERNELS
 
 from xpnn import backend as backends
-from xpnn.ops import Ops
 
 KIB = 1 << 10
 
 
-@pytest.fixture(params=["plain", "as installed"])
-def ops(request):
-    return Ops(KERNELS) if request.param == "plain" else backends.get("numpy").ops
+@pytest.fixture(params=["plain", ""], ids=["plain", "as installed"])
+def ops(request, monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", request.param)
+    return backends.get("numpy").ops
 
 
 @pytest.mark.parametrize(
