@@ -150,6 +150,16 @@ def test_an_update_in_chunks_is_that_of_the_whole(monkeypatch, clip):
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3e38, 3e38, -1.0], True), ([3e38, float("inf")], False), ([float("inf"), -float("inf")], False),
+     ([float("nan"), 1.0], False), ([], True)],
+)  # fmt: skip
+def test_weights_whose_sum_alone_overflows_are_finite(values, expected):
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert executor._finite(np.asarray(values, np.float32)) is expected
+
+
 def test_a_model_that_ties_samples_together_in_its_own_way_is_not_cut():
     class Own(Layer):
         def apply(self, weights, stats, x, run):
