@@ -119,7 +119,7 @@ class Meeting:
 
     def __init__(self, lanes: int, turns: int) -> None:
         self.lanes, self.free, self.broken = lanes, turns, False
-        self.parts, self.here = list[tuple[Array, int]]([(None, 0)] * lanes), list[int]()
+        self.parts, self.here = list[tuple[Array, int]]([(None, 0)] * lanes), 0
         self.ready: deque[int] = deque()  # lanes that wait for a turn alone
         self.lock, self.bells = threading.Lock(), [threading.Lock() for _ in range(lanes)]
         for bell in self.bells:
@@ -129,16 +129,16 @@ class Meeting:
         """The sum over all lanes, once all have come."""
         self.parts[lane] = part, n
         with self.lock:
-            self.here.append(lane)
-            last = len(self.here) == self.lanes
+            self.here += 1
+            last = self.here == self.lanes
         if last:
             total, n = self.parts[0]
             for part, m in self.parts[1:]:
                 total, n = total + part, n + m
             self.total = total, n
             with self.lock:
-                self.ready += [i for i in sorted(self.here) if i != lane]
-                self.here = []
+                self.ready += [i for i in range(self.lanes) if i != lane]
+                self.here = 0
                 self._call()
         else:
             self._leave()
@@ -150,12 +150,9 @@ class Meeting:
 
         def attend(lane: int) -> T:
             with self.lock:
-                starts = self.free > 0
-                self.free -= starts
-                if not starts:
-                    self.ready.append(lane)
-            if not starts:
-                self._wait(lane)
+                self.ready.append(lane)
+                self._call()
+            self._wait(lane)
             try:
                 return work(lane)
             finally:
