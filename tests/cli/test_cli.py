@@ -207,6 +207,14 @@ def test_what_cannot_be(capsys, arguments, message):
 
 
 @pytest.mark.usefixtures("untrained")
+def test_a_wrong_setting_is_not_laid_to_the_model(capsys, monkeypatch):
+    monkeypatch.delenv("XPNN_KERNELS", raising=False)
+    monkeypatch.setenv("XPNN_THREADS", "two")
+    assert train() == 2
+    assert capsys.readouterr().err == "xpnn train: XPNN_THREADS='two'; expected a positive integer\n"
+
+
+@pytest.mark.usefixtures("untrained")
 def test_missing_data(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("XPNN_DATA", raising=False)
     for arguments in ([], ["--data-dir", str(tmp_path)]):

@@ -21,6 +21,7 @@ from xpnn import backend as backends
 from xpnn.cli import settings
 from xpnn.cli.progress import progress
 from xpnn.data import augment
+from xpnn.errors import ShapeError
 from xpnn.layers import Normalize, Sequential
 from xpnn.random import Stream
 from xpnn.runs import Config, Run
@@ -205,9 +206,9 @@ def _trainer(config: Config, dataset: data.Dataset, images: Any, backend: backen
     )
     try:
         return trainer.build(images.shape[1:])
-    except ValueError as e:
+    except ShapeError as e:
         size = "×".join(map(str, images.shape[1:]))
-        raise ValueError(f"{config['model']} cannot take images of {size}, choose another --model: {e}") from None
+        raise ShapeError(f"{config['model']} cannot take images of {size}, choose another --model: {e}") from None
 
 
 def _interrupted(run: Run, wanted: Trainer) -> Trainer:
