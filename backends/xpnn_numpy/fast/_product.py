@@ -46,9 +46,9 @@ FAR = 256
 """Bytes between rows of `b` from which on they are copied together: further ones push each other out of a cache."""
 
 
-def moves(context: Any, builder: Any, dtype: Any) -> tuple[Any, Any, Any]:
-    """What loads a vector from a place, what stores one there, and its type."""
-    kind, align = ir.VectorType(context.get_value_type(dtype), BYTES * 8 // dtype.bitwidth), dtype.bitwidth // 8
+def moves(context: Any, builder: Any, dtype: Any, size: int = BYTES) -> tuple[Any, Any, Any]:
+    """What loads a vector of so many bytes from a place, what stores one there, and its type."""
+    kind, align = ir.VectorType(context.get_value_type(dtype), size * 8 // dtype.bitwidth), dtype.bitwidth // 8
 
     def load(place: Any) -> Any:
         return builder.load(builder.bitcast(place, kind.as_pointer()), align=align)
@@ -102,7 +102,7 @@ def _run(many: int) -> Any:
     return intrinsic(typed)
 
 
-def _tile(rows: int, vectors: int) -> Any:
+def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
     """A function of compiled code: `rows` rows and so many vectors of `y`, set, or added to where `more`."""
 
     def typed(
@@ -116,7 +116,7 @@ def _tile(rows: int, vectors: int) -> Any:
         a, places, cols, b, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 4, 6))
         count, step, y_step, more = args[3], args[5], args[7], args[8]
         int64 = ir.IntType(64)
-        load_from, store, vector = moves(context, builder, kinds[0].dtype)
+        load_from, store, vector = moves(context, builder, kinds[0].dtype, size)
         zero, fused = ir.Constant(vector, None), _fused(context, builder, vector)
 
         def pointer(start: Any, i: int) -> Any:
@@ -172,7 +172,7 @@ def _tile(rows: int, vectors: int) -> Any:
     return intrinsic(typed)
 
 
-_wide, _narrow = _tile(WIDE, 2), _tile(NARROW, 1)
+_wide, _narrow, _half = _tile(WIDE, 2), _tile(NARROW, 1), _tile(NARROW, 1, BYTES // 2)
 LONG = 12
 """Vectors of a run that are added up at a time: with a factor they fit the registers."""
 FEW = 6
@@ -249,7 +249,10 @@ def multiply(a: Host, rows: Host, many: int, cols: Host, panels: Host, n: int, y
     width = 2 * BYTES // a.itemsize
     for first in range(tiled(n, width) - width, -1, -width):
         b = panels[first * len(cols) :]
-        if 2 * (n - first) <= width:
+        if 4 * (n - first) <= width:
+            for i in range(0, many, NARROW):
+                _half(a, rows[i:], cols, len(cols), b, width, y[i * n + first :], n, False)
+        elif 2 * (n - first) <= width:
             for i in range(0, many, NARROW):
                 _narrow(a, rows[i:], cols, len(cols), b, width, y[i * n + first :], n, False)
         else:
@@ -270,7 +273,10 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
         if n * b.itemsize > FAR or (len(b) - last) * n < width - (n - column):
             _copy(b[first:last], column, width, space)
             part, step = space, width
-        if 2 * (n - column) <= width:
+        if 4 * (n - column) <= width:
+            for i in range(0, many, NARROW):
+                _half(a, rows[i:], cols, len(cols), part, step, y[i * width :], width, True)
+        elif 2 * (n - column) <= width:
             for i in range(0, many, NARROW):
                 _narrow(a, rows[i:], cols, len(cols), part, step, y[i * width :], width, True)
         else:

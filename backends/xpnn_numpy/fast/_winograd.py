@@ -11,7 +11,11 @@ Four outputs, 2 × 2, see 4 × 4 inputs. This tile of inputs d, and the kernel g
          0  1  0 -1         0  0  1
 
 With many channels the middle is sixteen products of matrices, `(tiles, C) · (C, C_out)`: 16 multiplications for four
-outputs instead of 36. Each output depends on the inputs under its own kernel alone, as in the plain sum. Its rounding
+outputs instead of 36. The gradient of the kernel is the same read backwards, its sixteen products sums over all tiles:
+
+    dg = Gᵀ [Σ (Bᵀ d B) ⊙ (A dy Aᵀ)] G
+
+Each output depends on the inputs under its own kernel alone, as in the plain sum. Its rounding
 errors are as small against the largest input times the largest weight, but not against its own products: where a weight
 of 0 hides an input that is far larger than the others, the plain sum is the better one (`XPNN_KERNELS=plain`).
 """
@@ -30,14 +34,16 @@ from numba.extending import intrinsic
 
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled
-from xpnn_numpy.fast._product import BYTES, MOST, moves, multiply, slack, tiled
+from xpnn_numpy.fast._product import BYTES, MOST, add_up, moves, multiply, slack, tiled, unpack
 from xpnn_numpy.fast._responses import rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
 
 TILES = 48
 """At a time: what is made of them stays in the second-level cache."""
-LEAST_CHANNELS, LEAST_TILES = 32, 192
+STRETCHES = 4
+"""Parts of the tiles, at the most, each of which has sums of its own."""
+LEAST_CHANNELS, LEAST_TILES = 16, 192
 """From which on the maps take less time than they save."""
 Matrix = list[list[Any]]
 _int64 = ir.IntType(64)
@@ -57,19 +63,19 @@ def suits(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def even(w: Window) -> Window:
-    """The same outputs, with so much padding at the ends that whole tiles see nothing else."""
-    return replace(w, pads=tuple((a, b + out % 2) for (a, b), out in zip(w.pads, w.out, strict=True)))
-
-
-@lru_cache(maxsize=4096)
 def turned(w: Window) -> Window:
     """The convolution of `dy` that is the gradient of the input, where the stride is 1."""
     return replace(w, n=w.out, pads=full(w), out=w.n)
 
 
-def _mapped(size: int, combine: Any) -> Any:
-    """A function of compiled code: a map of 4 × 4 vectors along both of their axes, to `size` × `size`.
+def before(w: Window) -> tuple[int, int]:
+    """The padding above and on the left."""
+    (above, _), (left, _) = w.pads
+    return above, left
+
+
+def _mapped(size: int, to_size: int, combine: Any) -> Any:
+    """A function of compiled code: a map of `size` × `size` vectors along both of their axes, to others.
 
     Vector `(i, j)` is read at `start + i·down + j·right`, and written in the same way.
     """
@@ -87,9 +93,9 @@ def _mapped(size: int, combine: Any) -> Any:
             return [[builder.gep(row, [builder.mul(right, _int64(j))]) for j in range(many)] for row in rows]
 
         _, start, down, right, _, to, below, beside = args
-        half = combine(builder, [[load(place) for place in row] for row in places(x, start, down, right, 4)])
+        half = combine(builder, [[load(place) for place in row] for row in places(x, start, down, right, size)])
         whole = combine(builder, [list(column) for column in zip(*half, strict=True)])
-        for row, line in zip(places(y, to, below, beside, size), zip(*whole, strict=True), strict=True):
+        for row, line in zip(places(y, to, below, beside, to_size), zip(*whole, strict=True), strict=True):
             for place, value in zip(row, line, strict=True):
                 store(value, place)
         return context.get_dummy_value()
@@ -109,24 +115,31 @@ def _a(builder: Any, m: Matrix) -> Matrix:
     return [_each(plus, _each(plus, m[0], m[1]), m[2]), _each(minus, _each(minus, m[1], m[2]), m[3])]
 
 
+def _from_a(builder: Any, dy: Matrix) -> Matrix:
+    """`A dy`, but for the sign of the last row."""
+    return [dy[0], _each(builder.fadd, dy[0], dy[1]), _each(builder.fsub, dy[0], dy[1]), dy[1]]
+
+
 def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     return [operation(*pair) for pair in zip(a, b, strict=True)]
 
 
-_take, _give = _mapped(4, _b), _mapped(2, _a)
+_take, _give, _spread = _mapped(4, 4, _b), _mapped(4, 2, _a), _mapped(2, 4, _from_a)
 
 
 @compiled
-def convolve(x: Host, width: int, weight: Host, backwards: bool, bias: Host, relu: bool, y: Host, place: Host) -> None:
+def convolve(
+    x: Host, before: tuple[int, int], weight: Host, backwards: bool, bias: Host, relu: bool, y: Host, place: Host
+) -> None:
     """Fill `y`, and the places of its maxima where there is a pool.
 
-    `x` has a padded image of so many columns a row, `weight` is `(C_out, 9, C)`; `backwards` for the convolution with
-    the kernels turned around, from `C_out` channels to `C`.
+    `before` is the padding above and on the left of `x`, `weight` is `(C_out, 9, C)`; `backwards` for the convolution
+    with the kernels turned around, from `C_out` channels to `C`.
     """
     panels, down, across = _panels(weight, backwards), *_tiles(y, place)
     tiles = len(y) * down * across
     parts = min(cut(tiles, 16 * weight.shape[0] * weight.shape[2]), -(-tiles // TILES))
-    share(_convolve_part, (parts, x, width, panels, bias, relu, y, place), parts)
+    share(_convolve_part, (parts, x, before, panels, bias, relu, y, place), parts)
 
 
 @compiled
@@ -161,30 +174,22 @@ def _panels(weight: Host, backwards: bool) -> Host:
 
 @compiled
 def _convolve_part(
-    part: int, parts: int, x: Host, width: int, panels: Host, bias: Host, relu: bool, y: Host, place: Host
+    part: int, parts: int, x: Host, before: tuple[int, int], panels: Host, bias: Host, relu: bool, y: Host, place: Host
 ) -> None:
     """Some blocks of tiles."""
     (_, oh, ow, c_out), (down, across), c = y.shape, _tiles(y, place), panels.shape[2]
-    pooled, lanes, image, flat = len(place) > 0, BYTES // x.itemsize, x.reshape(-1), y.reshape(-1)
+    pooled, lanes, flat = len(place) > 0, BYTES // x.itemsize, y.reshape(-1)
     cols, rows = np.arange(c), np.minimum(np.arange(TILES + MOST), TILES - 1) * c
-    before, after = TILES * c + 16, TILES * c_out + slack(c_out)  # no power of two, which a cache has few places for
-    v, m = np.zeros(16 * before, x.dtype), np.empty(16 * after, x.dtype)
+    apart, after = TILES * c + 16, TILES * c_out + slack(c_out)  # no power of two, which a cache has few places for
+    v, m = np.zeros(16 * apart, x.dtype), np.empty(16 * after, x.dtype)
     out = np.empty(4 * c_out * (TILES if pooled else 1), x.dtype)
     begin, last_block = stretch(-(-(len(y) * down * across) // TILES), part, parts)
     end = min(last_block * TILES, len(y) * down * across)
     for first in range(begin * TILES, end, TILES):
         many = min(TILES, end - first)
-        i, h, w = first // (down * across), first // across % down, first % across
-        for t in range(many):
-            start = i * x.shape[1] + 2 * (h * width + w) * c
-            for k in range(0, c, lanes):
-                k = min(
-                    k, c - lanes
-                )  # the last vector repeats some of the one before, and reads nothing behind the image
-                _take(image, start + k, width * c, c, v, t * c + k, 4 * before, before)
-            i, h, w = _next(i, h, w, down, across)
+        _take_tiles(x, before, (down, across), first, many, v, apart)
         for k in range(16):
-            multiply(v[k * before :], rows, many, cols, panels[k].reshape(-1), c_out, m[k * after :])
+            multiply(v[k * apart :], rows, many, cols, panels[k].reshape(-1), c_out, m[k * after :])
         for t in range(many):  # of Aᵀ m A, m₁₁ alone goes into all four outputs as it is
             for k in range(c_out):
                 m[5 * after + t * c_out + k] += bias[k]
@@ -211,6 +216,105 @@ def _convolve_part(
             win(out, maxima, won, 4)
             if relu:
                 rectify(maxima, won.reshape(-1))
+
+
+@compiled
+def _take_tiles(
+    x: Host, before: tuple[int, int], tiles: tuple[int, int], first: int, many: int, v: Host, apart: int
+) -> None:
+    """`Bᵀ d B` of some tiles, as sixteen matrices `(tiles, C)` that begin so far apart; around `x` there are zeros."""
+    (_, height, width, c), (above, left), (down, across) = x.shape, before, tiles
+    i, h, w = first // (down * across), first // across % down, first % across
+    image, lanes, edge = x.reshape(-1), BYTES // x.itemsize, np.zeros(16 * c, x.dtype)
+    for t in range(many):
+        top, side = 2 * h - above, 2 * w - left
+        start = ((i * height + top) * width + side) * c
+        inside = 0 <= top <= height - 4 and 0 <= side <= width - 4
+        if not inside:
+            _copy(image, start, width * c, c, (-top, height - top), (-side, width - side), 4, edge)
+        for k in range(0, c, lanes):
+            k = min(k, c - lanes)  # the last vector repeats some of the one before, and reads nothing behind the image
+            if inside:
+                _take(image, start + k, width * c, c, v, t * c + k, 4 * apart, apart)
+            else:
+                _take(edge, k, 4 * c, c, v, t * c + k, 4 * apart, apart)
+        i, h, w = _next(i, h, w, down, across)
+
+
+@compiled
+def _copy(
+    x: Host, start: int, down: int, c: int, rows: tuple[int, int], columns: tuple[int, int], size: int, edge: Host
+) -> None:
+    """A tile of `size` × `size` to `edge`, with zeros but for these rows and columns of it."""
+    many = np.uint64(c)
+    for p in range(size):
+        for q in range(size):
+            to = np.uint64((p * size + q) * c)
+            if rows[0] <= p < rows[1] and columns[0] <= q < columns[1]:
+                at = np.uint64(start + p * down + q * c)
+                for k in range(many):
+                    edge[to + k] = x[at + k]
+            else:
+                for k in range(many):
+                    edge[to + k] = 0
+
+
+@compiled
+def weight_gradient(x: Host, before: tuple[int, int], dy: Host) -> Host:
+    """That of the transposed matrix, `(9·C, C_out)`."""
+    down, across, (c, c_out) = (dy.shape[1] + 1) // 2, (dy.shape[2] + 1) // 2, (x.shape[3], dy.shape[3])
+    tiles = len(dy) * down * across
+    parts = min(cut(tiles, 16 * c * c_out), -(-tiles // TILES), STRETCHES)
+    size = (c + MOST) * tiled(c_out, 2 * BYTES // x.itemsize)
+    sums, dmatrix = np.zeros((parts, 16, size), x.dtype), np.empty((9 * c, c_out), x.dtype)
+    share(_weight_gradient_part, (x, before, dy, sums), parts)
+    u, half = np.zeros((16, c, c_out), x.dtype), np.empty((3, 4))
+    for part in range(parts):
+        for k in range(16):
+            unpack(sums[part, k], u[k])
+    for i in range(c):
+        for j in range(c_out):
+            for t in range(4):
+                outer, inner = (u[4 + t, i, j] + u[8 + t, i, j]) / 2, (u[4 + t, i, j] - u[8 + t, i, j]) / 2
+                half[0, t], half[1, t], half[2, t] = u[t, i, j] + outer, inner, outer - u[12 + t, i, j]
+            for t in range(3):
+                outer, inner = (half[t, 1] + half[t, 2]) / 2, (half[t, 1] - half[t, 2]) / 2
+                dmatrix[3 * t * c + i, j] = half[t, 0] + outer
+                dmatrix[(3 * t + 1) * c + i, j] = inner
+                dmatrix[(3 * t + 2) * c + i, j] = outer - half[t, 3]
+    return dmatrix
+
+
+@compiled
+def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host, sums: Host) -> None:
+    """The sums over some blocks of tiles."""
+    (_, oh, ow, c_out), c, lanes, flat = dy.shape, x.shape[3], BYTES // x.itemsize, dy.reshape(-1)
+    down, across = (oh + 1) // 2, (ow + 1) // 2
+    rows, cols = np.minimum(np.arange(c + MOST), c - 1), np.arange(TILES) * c
+    apart, after = TILES * c + 16, TILES * c_out + BYTES  # no power of two, and room for a vector behind the last row
+    v, m = np.empty(16 * apart, x.dtype), np.zeros(16 * after, x.dtype)
+    space, edge = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.zeros(4 * c_out, x.dtype)
+    begin, last_block = stretch(-(-(len(dy) * down * across) // TILES), part, len(sums))
+    end = min(last_block * TILES, len(dy) * down * across)
+    for first in range(begin * TILES, end, TILES):
+        many = min(TILES, end - first)
+        _take_tiles(x, before, (down, across), first, many, v, apart)
+        i, h, w = first // (down * across), first // across % down, first % across
+        for t in range(many):
+            start = ((i * oh + 2 * h) * ow + 2 * w) * c_out
+            inside = 2 * h + 1 < oh and 2 * w + 1 < ow
+            if not inside:
+                _copy(flat, start, ow * c_out, c_out, (0, oh - 2 * h), (0, ow - 2 * w), 2, edge)
+            for k in range(0, c_out, lanes):
+                k = min(k, c_out - lanes)
+                if inside:
+                    _spread(flat, start + k, ow * c_out, c_out, m, t * c_out + k, 4 * after, after)
+                else:
+                    _spread(edge, k, 2 * c_out, c_out, m, t * c_out + k, 4 * after, after)
+            i, h, w = _next(i, h, w, down, across)
+        for k in range(16):
+            b = m[k * after : k * after + many * c_out].reshape(many, c_out)
+            add_up(v[k * apart :], rows, cols[:many], b, 0, space, sums[part, k])
 
 
 @compiled

@@ -86,39 +86,45 @@ def conv_pool(
 
 
 def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
-    c_out, windows, matrix = len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
+    x, c_out, windows, matrix = plain(x), len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
-    frame = _winograd.even(w) if by_tiles and not pool else w
-    image, (places, taps) = _padded(x, frame.pads), _windows.forward(frame, windows, x.shape[-1])
+    image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
     y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
     if by_tiles:
         shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
-        _winograd.convolve(image, frame.padded[1], plain(weight).reshape(c_out, 9, -1), False, shift, relu, y, place)
+        _winograd.convolve(x, _winograd.before(w), plain(weight).reshape(c_out, 9, -1), False, shift, relu, y, place)
     else:
+        image = _padded(x, w.pads)
         shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
         _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place)
-    kept = image if pool or 2 * image.size <= y.size else None  # one beside each image: half the memory of a network
+        if not pool and 2 * image.size > y.size:
+            image = None  # one beside each image would be half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        image = _padded(x, frame.pads) if kept is None else kept
         dy = plain(np.asarray(dy, x.dtype))
         rows, dx = dy.reshape(-1, c_out), None
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
-            dmatrix, dimage = _follow(image, places, taps, rows, place, run, plain(matrix), input_gradient)
+            dmatrix, dimage = _follow(kept(), places, taps, rows, place, run, plain(matrix), input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
         elif input_gradient and _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1]):
             dx = _tiled_gradient(dy, weight, w)
         elif input_gradient and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
-            dimage = _spread(rows, plain(matrix), places[0], taps, run, np.zeros_like(image))
-            dx = dimage.reshape(len(x), *frame.padded, x.shape[-1])[numpys.inner(w)]
+            dimage = np.zeros((len(x), prod(w.padded) * x.shape[-1]), x.dtype)
+            dx = _spread(rows, plain(matrix), places[0], taps, run, dimage)
+            dx = dx.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
-        if not (pool and many):
-            dmatrix = _weight_gradient(image, places, taps, rows, place).T
+        if by_tiles and not pool:
+            dmatrix = _winograd.weight_gradient(x, _winograd.before(w), dy).T
+        elif not (pool and many):
+            dmatrix = _weight_gradient(kept(), places, taps, rows, place).T
         return dx, dmatrix.reshape(weight.shape), dbias
+
+    def kept() -> Host:
+        return _padded(x, w.pads) if image is None else image
 
     return y, backward
 
@@ -126,19 +132,19 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
 def _padded(x: Host, pads: _windows.Pads) -> Host:
     """The images with zeros around them, one a row."""
     if not any(map(any, pads)):
-        return plain(x).reshape(len(x), prod(x.shape[1:]))
+        return x.reshape(len(x), prod(x.shape[1:]))
     shape, before, padded = _windows.frame(x.shape[1:], pads)
     image = np.empty((len(x), *padded), x.dtype)
-    _pad(plain(x).reshape(len(x), *shape), before, image)
+    _pad(x.reshape(len(x), *shape), before, image)
     return image.reshape(len(x), prod(padded))
 
 
 def _tiled_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """The gradient of the input in Winograd's tiles: a convolution of `dy` with the kernels turned around."""
-    frame, (c_out, *_, c) = _winograd.even(_winograd.turned(w)), weight.shape
+    turned, (c_out, *_, c) = _winograd.turned(w), weight.shape
     dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), plain(weight).reshape(c_out, 9, c)
     none, nowhere = np.zeros(c, dy.dtype), np.empty((0, c), np.uint8)
-    _winograd.convolve(_padded(dy, frame.pads), frame.padded[1], kernels, True, none, False, dx, nowhere)
+    _winograd.convolve(dy, _winograd.before(turned), kernels, True, none, False, dx, nowhere)
     return dx
 
 
