@@ -103,15 +103,20 @@ for c, c_out, stride in [(1, 6, 2), (3, 20, 2), (16, 70, 2), (33, 35, 1)]:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", [{}, {"pool": 2}, {"pool": 2, "relu": True}], ids=["conv", "pool", "relu"])
 @pytest.mark.parametrize("padding", [0, ((0, 2), (1, 0))])
-def test_tiles_give_the_plain_sum(dtype, options, padding):
+@pytest.mark.parametrize("biased", [False, True])
+def test_tiles_give_the_plain_sum(dtype, options, padding, biased):
     pytest.importorskip("numba")
     ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
     op = "conv_pool" if options else "conv"
     x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(4, 17, 18, 34), (37, 3, 3, 34), (37,)])
+    bias = bias if biased else None
     y, backward = getattr(ops, op)(x, weight, bias, padding=padding, **options)
     expected, plain = KERNELS[op](ops, x, weight, bias, padding=padding, **options)
     dy = rng.standard_normal(y.shape).astype(dtype)
     for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        if other is None:
+            assert one is None
+            continue
         assert one.dtype == dtype
         np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
 

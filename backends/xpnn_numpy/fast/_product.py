@@ -37,6 +37,8 @@ WIDE = 8 if FEATURES.get("avx512f") or FEATURES.get("neon") else 6
 """Rows of a tile of two vectors: with two of `b` and one of `a` they fit 32 or 16 registers."""
 NARROW = 10
 """Rows of a tile of one vector: their addresses fit the other registers."""
+HALVES = BYTES == 64
+"""Whether vectors of half the size are used: of 64 bytes, some processors take half the time for them."""
 MOST = max(WIDE, NARROW)
 TILES = lcm(WIDE, NARROW)
 """Rows that either tile divides."""
@@ -249,7 +251,7 @@ def multiply(a: Host, rows: Host, many: int, cols: Host, panels: Host, n: int, y
     width = 2 * BYTES // a.itemsize
     for first in range(tiled(n, width) - width, -1, -width):
         b = panels[first * len(cols) :]
-        if 4 * (n - first) <= width:
+        if HALVES and 4 * (n - first) <= width:
             for i in range(0, many, NARROW):
                 _half(a, rows[i:], cols, len(cols), b, width, y[i * n + first :], n, False)
         elif 2 * (n - first) <= width:
@@ -273,7 +275,7 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
         if n * b.itemsize > FAR or (len(b) - last) * n < width - (n - column):
             _copy(b[first:last], column, width, space)
             part, step = space, width
-        if 4 * (n - column) <= width:
+        if HALVES and 4 * (n - column) <= width:
             for i in range(0, many, NARROW):
                 _half(a, rows[i:], cols, len(cols), part, step, y[i * width :], width, True)
         elif 2 * (n - column) <= width:

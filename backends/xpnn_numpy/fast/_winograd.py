@@ -17,7 +17,9 @@ outputs instead of 36. The gradient of the kernel is the same read backwards, it
 
 Each output depends on the inputs under its own kernel alone, as in the plain sum. Its rounding
 errors are as small against the largest input times the largest weight, but not against its own products: where a weight
-of 0 hides an input that is far larger than the others, the plain sum is the better one (`XPNN_KERNELS=plain`).
+of 0 hides an input that is far larger than the others, the plain sum is the better one (`XPNN_KERNELS=plain`). And
+sums of zeros alone are not exactly 0, as they are in the gradient of kernels where `dy` is sparse, behind a max-pool
+or ReLU: it comes from tiles only where the convolution has no bias, as in front of a normalisation.
 """
 
 from __future__ import annotations

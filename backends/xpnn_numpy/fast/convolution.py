@@ -117,7 +117,7 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
             dx = dx.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
-        if by_tiles and not pool:
+        if by_tiles and not pool and bias is None:  # a normalisation follows, whose gradient is dense
             dmatrix = _winograd.weight_gradient(x, _winograd.before(w), dy).T
         elif not (pool and many):
             dmatrix = _weight_gradient(kept(), places, taps, rows, place).T
@@ -162,8 +162,28 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
             part[...] = 0
         if len(parts) == 1:
             return part
-        dx[(slice(None), *inputs)] = part
+        of_three_axes = (slice(None), *(None,) * (3 - len(inputs)))
+        _copy(part[of_three_axes], dx[(slice(None), *inputs)][of_three_axes])
     return dx
+
+
+@compiled
+def _copy(x: Host, y: Host) -> None:
+    """Copy images of three axes to where others lie."""
+    parts = min(len(x), cut(x.size, 4))
+    share(_copy_part, (parts, x, y), parts)
+
+
+@compiled
+def _copy_part(part: int, parts: int, x: Host, y: Host) -> None:
+    (begin, end), c = stretch(len(x), part, parts), np.uint64(x.shape[4])
+    for i in range(begin, end):
+        for i0 in range(x.shape[1]):
+            for i1 in range(x.shape[2]):
+                for i2 in range(x.shape[3]):
+                    row, to = x[i, i0, i1, i2], y[i, i0, i1, i2]
+                    for k in range(c):
+                        to[k] = row[k]
 
 
 @compiled
