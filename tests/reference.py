@@ -137,7 +137,12 @@ def avg_pool(x, *, window, stride=None, padding="valid", dilation=1, ceil_mode=F
     return y
 
 
-def batch_norm(x, scale, bias, running_mean, running_var, *, training, momentum=0.1, epsilon=1e-5):
+def batch_norm(x, scale, bias, running_mean, running_var, *, training, momentum=0.1, epsilon=1e-5, relu=False):
+    if relu:
+        y, *statistics = batch_norm(
+            x, scale, bias, running_mean, running_var, training=training, momentum=momentum, epsilon=epsilon
+        )
+        return np.maximum(y, 0), *statistics
     rows = x.reshape(-1, x.shape[-1])
     if not training:
         return (x - running_mean) / np.sqrt(running_var + epsilon) * scale + bias, running_mean, running_var
@@ -232,6 +237,7 @@ VALUES = {
     "batch_norm": batch_norm,
     "layer_norm": layer_norm,
     "group_norm": group_norm,
+    "add": lambda a, b, *, relu=False: np.maximum(a + b, 0) if relu else a + b,
     "relu": each(lambda v: v if v > 0 else 0.0),
     "leaky_relu": lambda x, *, slope=0.01: each(lambda v: v if v > 0 else slope * v)(x),
     "elu": lambda x, *, alpha=1.0: each(lambda v: v if v > 0 else alpha * (exp(v) - 1))(x),

@@ -35,6 +35,20 @@ def test_what_only_its_output_is_needed_of_is_not_kept(ops, op, options):
     assert backward(np.ones_like(y))[0].shape == (2, 8, 8, 16)
 
 
+@pytest.mark.parametrize("kernels", ["standard", "plain", ""])
+@pytest.mark.parametrize("relu", [False, True])
+def test_an_output_is_kept_for_its_relu_alone(kernels, relu, monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", kernels)
+    ops = backends.get("numpy").ops
+    x, channel = np.random.default_rng(0).standard_normal((2, 8, 8, 16), np.float32), np.ones(16, np.float32)
+    (normal, *_), norm_backward = ops.batch_norm(x, *[channel] * 4, training=True, relu=relu)
+    total, add_backward = ops.add(x, x, relu=relu)
+    alive = [weakref.ref(normal), weakref.ref(total)]
+    del normal, total
+    assert [y() is not None for y in alive] == [relu, relu]
+    assert add_backward(x)[1].shape == norm_backward(x)[0].shape == x.shape
+
+
 def test_no_image_with_its_padding_is_kept_beside_each_image(ops):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((8, 16, 16, 16), np.float32), rng.standard_normal((16, 3, 3, 16), np.float32)

@@ -60,9 +60,10 @@ def avg_pool(x, *, window, stride=None, padding=0, ceil_mode=False, count_includ
     return last(f(first(x), window, stride, padding, ceil_mode, count_include_pad))
 
 
-def batch_norm(x, scale, bias, mean, var, *, training, momentum=0.1, epsilon=1e-5):
+def batch_norm(x, scale, bias, mean, var, *, training, momentum=0.1, epsilon=1e-5, relu=False):
     mean, var = mean.clone(), var.clone()
-    return last(F.batch_norm(first(x), mean, var, scale, bias, training, momentum, epsilon)), mean, var
+    y = last(F.batch_norm(first(x), mean, var, scale, bias, training, momentum, epsilon))
+    return F.relu(y) if relu else y, mean, var
 
 
 def cross_entropy(logits, labels, class_weights, *, label_smoothing=0.0, ignored_label=-100):
@@ -98,6 +99,7 @@ THEIRS = {
     "group_norm": lambda x, scale, bias, *, groups, epsilon=1e-5: last(
         F.group_norm(first(x), groups, scale, bias, epsilon)
     ),
+    "add": lambda a, b, *, relu=False: F.relu(a + b) if relu else a + b,
     "relu": F.relu,
     "leaky_relu": lambda x, *, slope=0.01: F.leaky_relu(x, slope),
     "elu": F.elu,

@@ -26,7 +26,7 @@ from xpnn.layers import (
 )
 from xpnn.ops import standard
 from xpnn.random import Stream
-from xpnn.train.lowering import ConvPool, Folded, lower
+from xpnn.train.lowering import ConvPool, Folded, NormReLU, SumReLU, lower
 
 pytestmark = pytest.mark.eager
 
@@ -38,6 +38,8 @@ NETWORKS = {
             [
                 Sequential([Conv2D(4, 3, padding=1), Sequential([BatchNorm(), ReLU()])]),
                 Residual(Sequential([Conv2D(4, 3, padding=1), BatchNorm()]), Sequential([Conv2D(4, 1)])),
+                ReLU(),
+                Residual(Sequential([Conv2D(4, 3, padding=1), BatchNorm(), ReLU()])),
                 Parallel(Sequential([Conv2D(3, 2), ReLU(), MaxPool2D(2)]), Sequential([Conv2D(2, 2), MaxPool2D(2)])),
                 Dropout(0.4),
                 Flatten(),
@@ -125,7 +127,7 @@ def test_which_norms_are_folded():
     layers = [Conv2D(4, 3), BatchNorm(), ReLU(), MaxPool2D(2), BatchNorm(), Conv2D(4, 3), MyNorm()]
     expected = [("0", Folded), ("4", BatchNorm), ("5", Conv2D), ("6", MyNorm)]
     assert kinds(Sequential(layers), training=False) == expected
-    plain = [("0", Conv2D), ("1", BatchNorm), ("2", ReLU), ("3", MaxPool2D), *expected[1:]]
+    plain = [("0", Conv2D), ("1", NormReLU), ("3", MaxPool2D), *expected[1:]]
     assert kinds(Sequential(layers)) == plain
 
 
@@ -145,6 +147,11 @@ def test_which_norms_are_folded():
         ([Conv2D(4, 3), MaxPool2D(2, padding=1)], [("0", Conv2D), ("1", MaxPool2D)]),
         ([Conv2D(4, 3), MaxPool2D(2, dilation=2)], [("0", Conv2D), ("1", MaxPool2D)]),
         ([Conv2D(4, 3), MaxPool2D(2, ceil_mode=True)], [("0", Conv2D), ("1", MaxPool2D)]),
+        ([Conv2D(4, 3), BatchNorm(), ReLU()], [("0", Conv2D), ("1", NormReLU)]),
+        ([BatchNorm(), Sequential([ReLU(), ReLU()])], [("0", NormReLU), ("1.1", ReLU)]),
+        ([BatchNorm(), Tanh()], [("0", BatchNorm), ("1", Tanh)]),
+        ([Residual(Tanh()), ReLU(), ReLU()], [("0", SumReLU), ("2", ReLU)]),
+        ([Residual(Tanh()), Tanh()], [("0", Residual), ("1", Tanh)]),
         ([Conv2D(4, 3)], [("0", Conv2D)]),
         ([], []),
     ],
@@ -167,15 +174,30 @@ def test_a_class_of_ones_own_is_left_as_it_is():
     class MyConv(Conv2D):
         pass
 
+    class MyNorm(BatchNorm):
+        pass
+
     mine = Mine([Conv2D(4, 3), MaxPool2D(2)])
     assert lowered(mine, (8, 8, 1))[0] is mine
     assert kinds(Sequential([MyConv(4, 3), MaxPool2D(2)])) == [("0", MyConv), ("1", MaxPool2D)]
+    assert kinds(Sequential([MyNorm(), ReLU()])) == [("0", MyNorm), ("1", ReLU)]
 
 
 def test_an_error_names_the_layers():
     program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), MaxPool2D(2), Flatten()]), (8, 8, 2))
     with pytest.raises(ShapeError, match=r"layer 0 \(Conv2D\(4, 3\) and MaxPool2D\(2\)\): conv_pool: x has 3 channels"):
         program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+
+
+def test_an_error_names_what_is_joined_with_a_relu():
+    layers = [BatchNorm(epsilon=0.1), ReLU(), Residual(Conv2D(4, 3)), ReLU()]
+    program, weights, stats, _ = lowered(Sequential(layers[:2]), (8, 8, 4))
+    with pytest.raises(ShapeError, match=r"layer 0 \(BatchNorm\(epsilon=0.1\) and ReLU\(\)\): batch_norm: x has 3 ch"):
+        program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+    kernel = {"0.body.weight": np.ones((4, 3, 3, 4))}
+    program = lower(Sequential(layers[2:]), (kernel, {}, {}))
+    with pytest.raises(ShapeError, match=r"layer 0: the body makes \(6, 6, 4\) of"):
+        program.apply(kernel, {}, np.zeros((2, 8, 8, 4)), Run(standard))
 
 
 def test_executors_lower_unless_the_standard_is_asked_for(monkeypatch):

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 
 from xpnn_numpy.fast._team import team
-from xpnn_numpy.fast.activation import relu, tanh
+from xpnn_numpy.fast.activation import add, relu, tanh
 from xpnn_numpy.fast.convolution import conv, conv_pool
 from xpnn_numpy.fast.loss import softmax_cross_entropy
 from xpnn_numpy.fast.norm import batch_norm
@@ -34,6 +34,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,
+    "add": add,
     "relu": relu,
     "tanh": tanh,
     "softmax_cross_entropy": softmax_cross_entropy,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xpnn.ops import activation as standard
 from xpnn.ops._array import floats
 from xpnn.ops.activation import Result
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
@@ -14,6 +16,25 @@ from xpnn_numpy.kernels import activation as numpys
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
+
+
+def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callable[..., tuple[Host | None, Host]]]:
+    """See `xpnn.ops.add`."""
+    standard.check_add(a, b)
+    if not takes(a):
+        return standard.add(ops, a, b, relu=relu)
+    y = np.empty(a.shape, a.dtype)
+    _add(plain(a).reshape(-1), plain(b).reshape(-1), relu, y.reshape(-1))
+    kept = y if relu else None
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host]:
+        d = dy
+        if kept is not None:
+            d = np.empty(kept.shape, kept.dtype)
+            _through(plain(dy).reshape(-1), kept.reshape(-1), d.reshape(-1))
+        return (d if input_gradient else None), d
+
+    return y, backward
 
 
 def relu(ops: Ops, x: Host) -> Result:
@@ -53,6 +74,25 @@ def tanh(ops: Ops, x: Host) -> Result:
         return (dx,)
 
     return y, backward
+
+
+@compiled
+def _add(a: Host, b: Host, relu: bool, y: Host) -> None:
+    parts = cut(len(y), 4)
+    share(_add_part, (parts, a, b, relu, y), parts)
+
+
+@compiled
+def _add_part(part: int, parts: int, a: Host, b: Host, relu: bool, y: Host) -> None:
+    zero, (begin, end) = y.dtype.type(0), stretch(len(y), part, parts)
+    a, b, y = a[begin:end], b[begin:end], y[begin:end]
+    if relu:
+        for i in range(len(y)):
+            total = a[i] + b[i]
+            y[i] = zero if total <= zero else total  # NaN is not
+    else:
+        for i in range(len(y)):
+            y[i] = a[i] + b[i]
 
 
 @compiled

@@ -32,11 +32,21 @@ def batch_norm(
     training: bool,
     momentum: float = 0.1,
     epsilon: float = 1e-5,
+    relu: bool = False,
 ) -> tuple[tuple[Host, Host, Host], Callable[..., tuple[Host | None, Host, Host, None, None]]]:
     """See `xpnn.ops.batch_norm`."""
     if not takes(x):
         return numpys.batch_norm(
-            ops, x, scale, bias, running_mean, running_var, training=training, momentum=momentum, epsilon=epsilon
+            ops,
+            x,
+            scale,
+            bias,
+            running_mean,
+            running_var,
+            training=training,
+            momentum=momentum,
+            epsilon=epsilon,
+            relu=relu,
         )
     standard.check_batch_norm(x, scale, bias, running_mean, running_var)
     here, flat = prod(x.shape[:-1]), rows(plain(x))
@@ -49,11 +59,12 @@ def batch_norm(
     inverse = 1 / np.sqrt(var + epsilon)
     slope = inverse * scale
     y = np.empty(x.shape, x.dtype)
-    _normalise(flat, mean, slope, bias, rows(y))
+    _normalise(flat, mean, slope, bias, relu, rows(y))
+    kept = rows(y) if relu else np.empty((0, 0), x.dtype)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
         d = rows(plain(dy))
-        sums = _sum_with(d, flat, mean)
+        sums = _sum_with(d, flat, kept, mean)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:
             return None, dscale, dbias, None, None
@@ -62,7 +73,7 @@ def batch_norm(
             means = ops.whole(sums, here)[0] * (slope / n)
             means[1] *= inverse * inverse
         dx = np.empty(x.shape, x.dtype)
-        _pass_back(d, flat, mean, slope, means, rows(dx))
+        _pass_back(d, flat, kept, mean, slope, means, rows(dx))
         return dx, dscale, dbias, None, None
 
     return (y, running_mean, running_var), backward
@@ -134,54 +145,75 @@ def _sum_of_squares_part(part: int, x: Host, centre: Host, totals: Host) -> None
 
 
 @compiled
-def _sum_with(d: Host, x: Host, mean: Host) -> Host:
-    """The sums of `d` and of `d · (x - mean)`."""
+def _sum_with(d: Host, x: Host, y: Host, mean: Host) -> Host:
+    """The sums of `d` and of `d · (x - mean)`, of what ReLU let through to `y`."""
     sums, total = np.zeros((2, cut(len(d), 8 * d.shape[1]), d.shape[1])), np.empty((2, len(mean)), d.dtype)
-    share(_sum_with_part, (d, x, _along(mean, x.shape[1]), sums), sums.shape[1])
+    share(_sum_with_part, (d, x, y, _along(mean, x.shape[1]), sums), sums.shape[1])
     _folded(sums[0], total[0])
     _folded(sums[1], total[1])
     return total
 
 
 @compiled
-def _sum_with_part(part: int, d: Host, x: Host, centre: Host, totals: Host) -> None:
-    total, (begin, end) = totals[:, part], stretch(len(d), part, totals.shape[1])
+def _sum_with_part(part: int, d: Host, x: Host, y: Host, centre: Host, totals: Host) -> None:
+    total, (begin, end), zero = totals[:, part], stretch(len(d), part, totals.shape[1]), d.dtype.type(0)
     for first in range(begin, end, BLOCK):
         sums, products = np.zeros(d.shape[1], d.dtype), np.zeros(d.shape[1], d.dtype)
         for i in range(first, min(first + BLOCK, end)):
-            for j in range(d.shape[1]):
-                sums[j] += d[i, j]
-                products[j] += d[i, j] * (x[i, j] - centre[j])
+            if len(y):
+                for j in range(d.shape[1]):
+                    a = d[i, j]
+                    a = a if y[i, j] > zero else zero
+                    sums[j] += a
+                    products[j] += a * (x[i, j] - centre[j])
+            else:
+                for j in range(d.shape[1]):
+                    sums[j] += d[i, j]
+                    products[j] += d[i, j] * (x[i, j] - centre[j])
         for j in range(d.shape[1]):
             total[0, j] += sums[j]
             total[1, j] += products[j]
 
 
 @compiled
-def _normalise(x: Host, mean: Host, slope: Host, bias: Host, y: Host) -> None:
+def _normalise(x: Host, mean: Host, slope: Host, bias: Host, relu: bool, y: Host) -> None:
     parts, length = cut(len(x), 4 * x.shape[1]), x.shape[1]
     channels = _along(mean, length), _along(slope, length), _along(bias, length)
-    share(_normalise_part, (parts, x, channels, y), parts)
+    share(_normalise_part, (parts, x, channels, relu, y), parts)
 
 
 @compiled
-def _normalise_part(part: int, parts: int, x: Host, channels: tuple[Host, Host, Host], y: Host) -> None:
-    (centre, slope, bias), (begin, end) = channels, stretch(len(x), part, parts)
+def _normalise_part(part: int, parts: int, x: Host, channels: tuple[Host, Host, Host], relu: bool, y: Host) -> None:
+    (centre, slope, bias), (begin, end), zero = channels, stretch(len(x), part, parts), x.dtype.type(0)
     for i in range(begin, end):
-        for j in range(x.shape[1]):
-            y[i, j] = (x[i, j] - centre[j]) * slope[j] + bias[j]
+        if relu:
+            for j in range(x.shape[1]):
+                a = (x[i, j] - centre[j]) * slope[j] + bias[j]
+                y[i, j] = zero if a <= zero else a  # NaN is not
+        else:
+            for j in range(x.shape[1]):
+                y[i, j] = (x[i, j] - centre[j]) * slope[j] + bias[j]
 
 
 @compiled
-def _pass_back(d: Host, x: Host, mean: Host, slope: Host, means: Host, dx: Host) -> None:
+def _pass_back(d: Host, x: Host, y: Host, mean: Host, slope: Host, means: Host, dx: Host) -> None:
     parts, length = cut(len(d), 4 * d.shape[1]), x.shape[1]
     channels = _along(mean, length), _along(slope, length), _along(means[0], length), _along(means[1], length)
-    share(_pass_back_part, (parts, d, x, channels, dx), parts)
+    share(_pass_back_part, (parts, d, x, y, channels, dx), parts)
 
 
 @compiled
-def _pass_back_part(part: int, parts: int, d: Host, x: Host, channels: tuple[Host, Host, Host, Host], dx: Host) -> None:
+def _pass_back_part(
+    part: int, parts: int, d: Host, x: Host, y: Host, channels: tuple[Host, Host, Host, Host], dx: Host
+) -> None:
     (centre, slope, shift, tilt), (begin, end) = channels, stretch(len(d), part, parts)
+    zero = d.dtype.type(0)
     for i in range(begin, end):
-        for j in range(d.shape[1]):
-            dx[i, j] = d[i, j] * slope[j] - (x[i, j] - centre[j]) * tilt[j] - shift[j]
+        if len(y):
+            for j in range(d.shape[1]):
+                a = d[i, j]
+                a = a if y[i, j] > zero else zero
+                dx[i, j] = a * slope[j] - (x[i, j] - centre[j]) * tilt[j] - shift[j]
+        else:
+            for j in range(d.shape[1]):
+                dx[i, j] = d[i, j] * slope[j] - (x[i, j] - centre[j]) * tilt[j] - shift[j]

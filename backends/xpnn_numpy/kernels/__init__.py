@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xpnn_numpy.kernels.activation import relu, tanh
+from xpnn_numpy.kernels.activation import add, relu, tanh
 from xpnn_numpy.kernels.convolution import conv
 from xpnn_numpy.kernels.joined import conv_pool
 from xpnn_numpy.kernels.linear import dense
@@ -28,6 +28,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "dense": dense,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,
+    "add": add,
     "relu": relu,
     "tanh": tanh,
     "softmax_cross_entropy": softmax_cross_entropy,

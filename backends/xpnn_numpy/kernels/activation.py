@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xpnn.ops import activation as standard
 from xpnn.ops._array import floats
 from xpnn.ops.activation import Result
 from xpnn_numpy.kernels._rows import Host, rectify
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
+
+
+def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callable[..., tuple[Host | None, Host]]]:
+    """See `xpnn.ops.add`."""
+    standard.check_add(a, b)
+    y = np.add(a, b, out=np.empty(a.shape, a.dtype))
+    if relu:
+        rectify(y, out=y)
+    kept = y if relu else None
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host]:
+        d = np.multiply(dy, kept > 0) if kept is not None else dy
+        return (d if input_gradient else None), d
+
+    return y, backward
 
 
 def relu(ops: Ops, x: Host) -> Result:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import norm as standard
-from xpnn_numpy.kernels._rows import Host, along, rows
+from xpnn_numpy.kernels._rows import Host, along, rectify, rows
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -26,6 +26,7 @@ def batch_norm(
     training: bool,
     momentum: float = 0.1,
     epsilon: float = 1e-5,
+    relu: bool = False,
 ) -> tuple[tuple[Host, Host, Host], Callable[..., tuple[Host | None, Host, Host, None, None]]]:
     """See `xpnn.ops.batch_norm`."""
     standard.check_batch_norm(x, scale, bias, running_mean, running_var)
@@ -44,9 +45,12 @@ def batch_norm(
     slope = inverse * scale
     np.multiply(rows(centred), along(x, slope), out=rows(y))
     np.add(rows(y), along(x, bias), out=rows(y))
+    if relu:
+        rectify(y, out=y)
+    kept = y if relu else None
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        dy = np.ascontiguousarray(dy)
+        dy = np.multiply(dy, kept > 0) if kept is not None else np.ascontiguousarray(dy)
         product = np.multiply(dy, centred)
         sums = np.stack([ops.total(dy, axes), ops.total(product, axes)])
         dscale, dbias = sums[1] * inverse, sums[0]

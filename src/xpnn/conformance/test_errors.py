@@ -23,6 +23,7 @@ BAD: dict[str, Row] = {  # op, arrays by shape or by shape and dtype, options, w
     "max_pool too large": ("max_pool", [IMAGES], {"window": 7}, r"is larger than its input"),
     "avg_pool window": ("avg_pool", [IMAGES], {"window": 0}, r"window=0; expected an integer"),
     "batch_norm": ("batch_norm", [IMAGES, *[(2,)] * 4], {"training": True}, r"batch_norm: x has 3 channels"),
+    "add shapes": ("add", [ROWS, (3,)], {}, r"add: a has shape \(2, 3\), but b \(3,\); expected the same"),
     "relu integers": ("relu", [(ROWS, "int32")], {}, r"layers compute in floating point"),
     "cross-entropy labels": ("softmax_cross_entropy", [ROWS, ((3,), "int32")], {}, r"labels"),
     "mse shapes": ("mse", [ROWS, (2, 4)], {}, r"target"),

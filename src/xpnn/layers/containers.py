@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from xpnn.errors import ShapeError
 from xpnn.layers.base import Applied, Arrays, Backward, Draw, Layer, Run, Shape
@@ -156,6 +156,8 @@ class Residual(Container):
     body: Layer
     shortcut: Layer | None = None
 
+    relu: ClassVar[bool] = False  # lowering joins it
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_layers("Residual takes a layer, or Sequential([…])", [layer for _, layer in self.parts()])
@@ -177,14 +179,16 @@ class Residual(Container):
         self._check_sum(*(tuple(a.shape[1:]) for a in (x, body, short[0])))
         new = {k: v for _, s, _ in results for k, v in s.items()}
         names, backwards = [name for name, _ in self.parts()], [r[2] for r in results]
+        y, sum_backward = run.ops.add(body, short[0], relu=self.relu)
 
         def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
-            dxs, gradients = _all_back(backwards, names, [dy] * len(names), input_gradient)
+            _, d = sum_backward(dy, input_gradient=False)  # both are the same
+            dxs, gradients = _all_back(backwards, names, [d] * len(names), input_gradient)
             if not input_gradient:
                 return None, gradients
-            return dxs[0] + (dy if self.shortcut is None else dxs[1]), gradients
+            return run.ops.add(dxs[0], d if self.shortcut is None else dxs[1])[0], gradients
 
-        return body + short[0], new, backward
+        return y, new, backward
 
     def _check_sum(self, in_shape: Shape, body: Shape, short: Shape) -> None:
         if body != short:

@@ -30,6 +30,7 @@ class BatchNorm(Layer):
 
     per_sample: ClassVar[bool] = False
     divisible: ClassVar[bool] = True  # its sums go through `ops.whole`
+    relu: ClassVar[bool] = False  # lowering joins it
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """0 by convention, see `Layer`."""
@@ -44,7 +45,7 @@ class BatchNorm(Layer):
         """See `xpnn.ops.batch_norm`."""
         (y, mean, var), op_backward = run.ops.batch_norm(
             x, weights["weight"], weights["bias"], stats["running_mean"], stats["running_var"],
-            training=run.training, momentum=self.momentum, epsilon=self.epsilon,
+            training=run.training, momentum=self.momentum, epsilon=self.epsilon, relu=self.relu,
         )  # fmt: skip
         return y, {"running_mean": mean, "running_var": var}, scaled(op_backward)
 

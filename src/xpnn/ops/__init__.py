@@ -55,6 +55,7 @@ class Ops:
     batch_norm = _norm.batch_norm
     layer_norm = _norm.layer_norm
     group_norm = _norm.group_norm
+    add = _activation.add
     relu = _activation.relu
     leaky_relu = _activation.leaky_relu
     elu = _activation.elu
@@ -113,6 +114,7 @@ global_avg_pool = standard.global_avg_pool
 batch_norm = standard.batch_norm
 layer_norm = standard.layer_norm
 group_norm = standard.group_norm
+add = standard.add
 relu = standard.relu
 leaky_relu = standard.leaky_relu
 elu = standard.elu

@@ -1,6 +1,6 @@
-"""Activations: one function of each element, and softmax over the last axis.
+"""Activations: one function of each element, and softmax over the last axis; sums of two arrays.
 
-Each returns `y`, shaped like `x`, and `backward(dy) → (dx,)`. Those whose slope follows from the output
+Each activation returns `y`, shaped like `x`, and `backward(dy) → (dx,)`. Those whose slope follows from the output
 remember the output, which the next layer holds anyway.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import pi, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, floats, namespace
@@ -25,6 +25,34 @@ def relu(ops: Ops, x: Array) -> Result:
     xp = floats("relu", x=x)
     y = xp.maximum(x, 0.0)
     return y, _elementwise(lambda dy: dy * xp.astype(y > 0, dy.dtype))  # `where` takes ten times as long on NumPy
+
+
+def add(ops: Ops, a: Array, b: Array, *, relu: bool = False) -> tuple[Array, Callable[..., tuple[Array | None, Array]]]:
+    """`a + b`, which have one shape, and ReLU after it where `relu`: the end of a residual block.
+
+    Returns:
+        `y` and `backward(dy, *, input_gradient=True) → da, db`.
+
+    Raises:
+        ShapeError: shapes or dtypes that differ.
+    """
+    xp = check_add(a, b)
+    y = ops.relu(a + b)[0] if relu else a + b
+    kept: Array = y if relu else None
+
+    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array]:
+        d = dy * xp.astype(kept > 0, dy.dtype) if relu else dy
+        return (d if input_gradient else None), d
+
+    return y, backward
+
+
+def check_add(a: Array, b: Array) -> Any:
+    """The namespace of these arrays, once they are checked."""
+    xp = floats("add", a=a, b=b)
+    if tuple(a.shape) != tuple(b.shape):
+        raise ShapeError(f"add: a has shape {tuple(a.shape)}, but b {tuple(b.shape)}; expected the same")
+    return xp
 
 
 def leaky_relu(ops: Ops, x: Array, *, slope: float = 0.01) -> Result:

@@ -29,6 +29,7 @@ def batch_norm(
     training: bool,
     momentum: float = 0.1,
     epsilon: float = 1e-5,
+    relu: bool = False,
 ) -> tuple[tuple[Array, Array, Array], Callable[..., tuple[Array | None, Array, Array, None, None]]]:
     """Normalise each channel over the batch and all spatial axes (Ioffe, Szegedy, 2015).
 
@@ -42,6 +43,7 @@ def batch_norm(
         training: which statistics to use.
         momentum: weight of the batch in the new running statistics.
         epsilon: added to the variance.
+        relu: whether ReLU follows.
 
     Returns:
         `(y, running_mean, running_var)` and `backward(dy) → dx, dscale, dbias, None, None`: the running
@@ -62,11 +64,17 @@ def batch_norm(
         def standardized(dnormal: Array) -> Array:
             return dnormal * inverse
 
-    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array, None, None]:
-        dx = standardized(dy * scale) if input_gradient else None
-        return dx, ops.total(dy * normal, axes), ops.total(dy, axes), None, None
+    y = normal * scale + bias
+    if relu:
+        y = ops.relu(y)[0]
+    kept: Array = y if relu else None
 
-    return (normal * scale + bias, running_mean, running_var), backward
+    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array, None, None]:
+        d = dy * xp.astype(kept > 0, dy.dtype) if relu else dy
+        dx = standardized(d * scale) if input_gradient else None
+        return dx, ops.total(d * normal, axes), ops.total(d, axes), None, None
+
+    return (y, running_mean, running_var), backward
 
 
 def layer_norm(

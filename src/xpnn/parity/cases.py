@@ -35,7 +35,7 @@ LOSSES = ("softmax_cross_entropy", "nll", "mse", "huber", "binary_cross_entropy"
 _LINEAR = ("matmul", "total", "conv", "conv_transpose", "dense")
 _EXACT = ("relu", "max_pool", "global_max_pool", "ReLU", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape")
 _FROM_OUTPUT = ("elu", "sigmoid", "tanh", "ELU", "Sigmoid", "Tanh")
-_BATCHED = ("x", "logits", "log_probabilities", "labels", "target", "keep")
+_BATCHED = ("x", "a", "b", "logits", "log_probabilities", "labels", "target", "keep")
 
 
 @dataclass(frozen=True)
@@ -343,6 +343,12 @@ OPS = [
         "batch_norm", "prediction-dense", (1, 4), (4,), (4,), (4,), Data((4,), "positive"),
         training=False, epsilon=1e-2,
     ),
+    of_op(
+        "batch_norm", "training-relu", (5, 3, 2, 2), (2,), (2,), (2,), Data((2,), "positive"), training=True, relu=True
+    ),
+    of_op(
+        "batch_norm", "prediction-relu", (4, 3, 3), (3,), (3,), (3,), Data((3,), "positive"), training=False, relu=True
+    ),
     of_op("layer_norm", "plain", (3, 5), (5,), (5,)),
     of_op("layer_norm", "more-axes", (2, 2, 3, 4), (4,), (4,), epsilon=1e-2),
     of_op("layer_norm", "shifted", Data((1, 6), "shifted"), (6,), (6,)),
@@ -351,7 +357,10 @@ OPS = [
     of_op("group_norm", "one-group", (2, 3, 3), (3,), (3,), groups=1, epsilon=1e-2),
     of_op("group_norm", "each-channel", (1, 3, 4, 2), (2,), (2,), groups=2),
     of_op("group_norm", "no-places", (3, 10), (10,), (10,), groups=2),
-    # activations
+    # activations, and sums
+    of_op("add", "plain", (2, 3, 4, 3), (2, 3, 4, 3)),
+    of_op("add", "relu", (3, 5), (3, 5), relu=True),
+    of_op("add", "ties", Data((3, 7), "ties"), Data((3, 7), "ties"), relu=True),
     of_op("relu", "plain", (2, 3, 4, 3)),
     of_op("relu", "one", (1, 3)),
     of_op("relu", "zeros", Data((3, 7), "ties")),

@@ -1,7 +1,8 @@
 """Lowering: a model as the short list of calls that a step makes.
 
-Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer, and a convolution with
-the max-pool (and ReLU) that follows becomes one op. For prediction, where batch normalisation is a fixed line for each
+Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution with the
+max-pool (and ReLU) that follows becomes one op, and so do batch normalisation, or the sum of a residual block, with
+their ReLU. For prediction, where batch normalisation is a fixed line for each
 channel, a convolution before it takes that into its weights. What is computed stays the same, and so do the paths of
 all arrays. Who wants to look between the layers uses the model itself.
 """
@@ -43,7 +44,7 @@ def lower(model: Layer, paths: Paths, *, training: bool = True) -> Layer:
                     keys[own] += tuple((f"norm.{k}", p) for k, p in its)
             links.append(Link(name, part, *keys))
         return Chain(tuple(links))
-    if type(model) in (Residual, Parallel):
+    if type(model) in (Residual, SumReLU, Parallel):
         assert isinstance(model, Residual | Parallel)
         return type(model)(*(lower(part, _under(name, paths), training=training) for name, part in model.parts()))
     return model
@@ -130,6 +131,21 @@ class ConvPool(Layer):
         return f"{self.conv!r} and {self.pool!r}"
 
 
+class NormReLU(BatchNorm):
+    """Batch normalisation and the ReLU after it."""
+
+    relu = True
+
+    def __repr__(self) -> str:
+        return f"{BatchNorm(self.momentum, self.epsilon)!r} and {ReLU()!r}"
+
+
+class SumReLU(Residual):
+    """A residual block and the ReLU after it."""
+
+    relu = True
+
+
 @dataclass(frozen=True, repr=False)
 class Folded(Layer):
     """A convolution and the batch normalisation after it, for prediction alone.
@@ -171,7 +187,10 @@ def _flat(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
 
 
 def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
-    """`conv → [relu] → max_pool` and `conv → max_pool → relu` as one, under the name of the convolution."""
+    """`conv → [relu] → max_pool`, `conv → max_pool → relu`, `norm → relu` and `residual → relu` as one.
+
+    It has the name of the first.
+    """
     while layers:
         (name, first), *layers = layers
         kinds = [type(layer) for _, layer in layers[:2]]
@@ -181,6 +200,10 @@ def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
             assert isinstance(pool, MaxPool)
             relu = ReLU in kinds
             first, layers = ConvPool(first, pool, relu), layers[1 + relu :]
+        elif kinds[:1] == [ReLU] and type(first) is BatchNorm:
+            first, layers = NormReLU(first.momentum, first.epsilon), layers[1:]
+        elif kinds[:1] == [ReLU] and type(first) is Residual:
+            first, layers = SumReLU(first.body, first.shortcut), layers[1:]
         yield name, first
 
 
