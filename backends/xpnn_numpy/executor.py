@@ -1,10 +1,10 @@
 """Steps in pieces on threads.
 
-A batch is cut into at most 8 lanes, where it has work enough for them, and threads take whole lanes. Where a
-sample's result is its own, a lane is computed in pieces whose largest activation stays in the cache; where
-batch normalisation joins the samples, the lanes go side by side through the layers and meet at its sums. The
-update is cut as well. BLAS is held to one thread meanwhile, for the lanes are its parallel work. Where there is one
-lane, and in an update, compiled kernels (`fast`) share what each of them does.
+With NumPy's own kernels a batch is cut into at most 8 lanes, where it has work enough for them, and threads take whole
+lanes; compiled kernels (`fast`) share what each of them does, and have one lane. Where a sample's result is its own, a
+lane is computed in pieces whose largest activation stays in the cache; where batch normalisation joins the samples,
+the lanes go side by side through the layers and meet at its sums. The update is cut as well. BLAS is held to one thread
+meanwhile, for all this is its parallel work.
 """
 
 from __future__ import annotations
@@ -130,15 +130,14 @@ class PiecesExecutor(Executor):
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
-        lanes = self._lanes_of(n) if self.divisible else 1
-        if not self.per_sample and self.backend.compiled:
-            return 1  # what meets at every sum costs more than kernels that share their work
-        return lanes
+        return self._lanes_of(n) if self.divisible else 1
 
     def _lanes_of(self, n: int) -> int:
         """Into how many lanes `n` samples are cut where they can be."""
+        if self.backend.compiled:
+            return 1  # compiled kernels share what each of them does
         lanes = next((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), 1)
-        alone = lanes == 1 and n > 1 and not self.backend.compiled  # compiled kernels share what each of them does
+        alone = lanes == 1 and n > 1
         return 2 if alone and n * self.sample_work >= LEAST else lanes
 
     def _pieces(self, n: int) -> int:

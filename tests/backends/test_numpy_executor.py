@@ -46,10 +46,15 @@ IMAGES = Stream(0, "images").uniform((70, 12, 12, 1)).astype("float32")
 LABELS = (Stream(0, "labels").words(0, 70) % np.uint64(5)).astype("int64")
 
 
-@pytest.fixture(autouse=True)
-def kernels_on(monkeypatch):
-    if os.environ.get("XPNN_KERNELS") == "standard":
-        monkeypatch.delenv("XPNN_KERNELS")
+@pytest.fixture(autouse=True, params=["plain", "compiled"])
+def kernels(request, monkeypatch):
+    """NumPy's own, whose threads take lanes, and compiled ones, which share what each of them does."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        monkeypatch.delenv("XPNN_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("XPNN_KERNELS", "plain")
+    return request.param
 
 
 @pytest.fixture
@@ -88,25 +93,19 @@ def test_same_bits_for_any_number_of_threads(monkeypatch, model):
 
 
 @pytest.mark.parametrize(("bytes_", "expected"), [(1, 1), (2 << 20, 2), (16 << 20, 4), (32 << 20, 8), (1 << 40, 8)])
-def test_lanes_grow_with_the_batch(monkeypatch, bytes_, expected):
+def test_lanes_grow_with_the_batch(kernels, bytes_, expected):
     trainer = xpnn.Trainer(MODEL, backend="numpy", seed=1).build((12, 12, 1))
     trainer.executor.sample_bytes = -(-bytes_ // 70)
     flats, *_ = trainer.executor._lanes(trainer._state, IMAGES, LABELS, trainer._draws(0, 70), np.float32(1))
-    assert len(flats) == expected
+    assert len(flats) == (expected if kernels == "plain" else 1)
 
 
-@pytest.mark.parametrize(("kernels", "work", "samples", "expected"), [
-    ("plain", 1, 70, 2), ("plain", 0.9, 70, 1), ("plain", 70, 1, 1), ("plain", 35, 2, 2), ("", 1, 70, 1),
-])  # fmt: skip
-def test_much_work_on_small_images_has_two_lanes(monkeypatch, kernels, work, samples, expected):
-    """Unless compiled kernels share it."""
-    if not kernels:
-        pytest.importorskip("numba")
-    monkeypatch.setenv("XPNN_KERNELS", kernels)
+@pytest.mark.parametrize(("work", "samples", "expected"), [(1, 70, 2), (0.9, 70, 1), (70, 1, 1), (35, 2, 2)])
+def test_much_work_on_small_images_has_two_lanes(kernels, work, samples, expected):
     trainer = xpnn.Trainer(MODEL, backend="numpy", seed=1).build((12, 12, 1))
     assert trainer.executor.sample_work == (10 * 10 * 9 * 8 + 5 * 5 * 8 * 5) / 6
     trainer.executor.sample_work = work * lanes.LEAST / 70
-    assert trainer.executor._count(samples) == expected
+    assert trainer.executor._count(samples) == (expected if kernels == "plain" else 1)
 
 
 @pytest.mark.usefixtures("small")

@@ -142,6 +142,27 @@ def test_tiles_spread_nothing_beyond_a_kernel(value, pooled):
         np.testing.assert_allclose(y[clean], expected[clean], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("shape", "outputs"), [((40, 500), 32), ((41, 499), 33), ((3, 9, 1000), 17), ((16, 3000), 90)])
+def test_dense_in_panels(dtype, biased, shape, outputs):
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    x, weight, bias, dy = (
+        rng.standard_normal(s).astype(dtype) for s in (shape, (outputs, shape[-1]), (outputs,), (*shape[:-1], outputs))
+    )
+    arrays = (x[::-1], weight[:, ::-1], bias[::-1] if biased else None)
+    y, backward = ops.dense(*arrays)
+    expected, plain = KERNELS["dense"](ops, *arrays)
+    assert backward(dy, input_gradient=False)[0] is None
+    for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        if other is None:
+            assert one is None
+            continue
+        assert (one.dtype, one.shape) == (dtype, other.shape)
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
 def test_tanh_is_that_of_64_bits_rounded():
     pytest.importorskip("numba")
     x = np.concatenate([np.linspace(-12, 12, 1 << 18), [0.0, -0.0, 1e-30, np.inf, -np.inf]]).astype(np.float32)

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 from faults import Plain
-from xpnn_numpy import executor
 
 import xpnn
 from xpnn import models
@@ -35,6 +34,7 @@ OPS = [  # shapes large enough to be cut in every way there is
     ("conv_pool", [(16, 13, 13, 32), (64, 3, 3, 32), (64,)], {"pool": 2}),
     ("conv_pool", [(1, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
     ("conv_pool", [(2, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
+    ("dense", [(41, 300), (70, 300), (70,)], {}),
     ("max_pool", [(9, 32, 32, 16)], {"window": 3, "stride": 2, "padding": 1}),
     ("avg_pool", [(9, 32, 32, 16)], {"window": 2}),
     ("batch_norm", [(9, 32, 32, 16), *[(16,)] * 4], {"training": True}),
@@ -197,7 +197,7 @@ def test_steps_and_predictions_share_their_work(monkeypatch):
     for work in (
         lambda: trainer.predict(images[:16]),
         lambda: trainer.fit(images[:16], labels[:16]),
-        lambda: trainer.fit(images, labels, batch_size=64),  # in lanes: its update alone
+        lambda: trainer.fit(images, labels, batch_size=64),
     ):
         jobs, until = board[JOBS], time.monotonic() + 60
         while board[JOBS] == jobs:  # a helper that slept may miss a step
@@ -308,17 +308,6 @@ def test_helpers_go_to_sleep_and_come_back():
         while board[LOOKING]:
             assert time.monotonic() < until
             time.sleep(0.01)
-
-
-@pytest.mark.parametrize("size", [2, 4, 8])
-def test_lanes_of_compiled_kernels_do_not_meet(monkeypatch, size):
-    """What they share within kernels costs less; with NumPy's own they do."""
-    monkeypatch.setattr(executor, "LANES", ((0, size),))
-    for kernels, lanes in (("", 1), ("plain", size)):
-        monkeypatch.setenv("XPNN_KERNELS", kernels)
-        for model, expected in ((BATCH_NORM, lanes), (models.lenet5(), size)):
-            trainer = xpnn.Trainer(model, backend="numpy").build((28, 28, 1))
-            assert trainer.executor._count(16) == expected
 
 
 TRAINED = """

@@ -4,7 +4,7 @@ Why: threads share one interpreter, and whoever calls NumPy gives its lock up an
 calls of less than some 200 µs gain nothing from a second thread. Here a convolution with its pool is one long call
 without the lock, and what NumPy does pass by pass over an image is done in one pass while the data are in the cache.
 
-Threads take whole lanes; where a batch is one, helpers take parts of each kernel (`_team`).
+Helpers take parts of each kernel (`_team`): a batch need not be cut into lanes for threads.
 The bits do not depend on how many there are. The first run on a machine compiles for some twenty seconds; what it made
 stays on disk.
 """
@@ -19,6 +19,7 @@ import numba
 from xpnn_numpy.fast._team import team
 from xpnn_numpy.fast.activation import add, relu, tanh
 from xpnn_numpy.fast.convolution import conv, conv_pool
+from xpnn_numpy.fast.linear import dense
 from xpnn_numpy.fast.loss import softmax_cross_entropy
 from xpnn_numpy.fast.norm import batch_norm
 from xpnn_numpy.fast.pool import avg_pool, max_pool
@@ -31,6 +32,7 @@ sharing = team.sharing
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
     "conv_pool": conv_pool,
+    "dense": dense,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,

@@ -227,12 +227,12 @@ def packed(b: Host) -> Host:
     (count, n), width = b.shape, 2 * BYTES // b.itemsize
     panels = np.zeros(tiled(n, width) * count, b.dtype)
     for first in range(0, n, width):
-        _copy(b, first, width, panels[first * count :])
+        pack(b, first, width, panels[first * count :])
     return panels
 
 
 @compiled
-def _copy(b: Host, first: int, width: int, panel: Host) -> None:
+def pack(b: Host, first: int, width: int, panel: Host) -> None:
     """Columns `first …` of `b`, `width` of them or what there are."""
     many = np.uint64(min(width, b.shape[1] - first))
     for k in range(len(b)):
@@ -273,7 +273,7 @@ def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, su
     for column in range(0, n, width):
         part, step, y = b.reshape(-1)[first * n + column :], n, sums[column * len(rows) :]
         if n * b.itemsize > FAR or (len(b) - last) * n < width - (n - column):
-            _copy(b[first:last], column, width, space)
+            pack(b[first:last], column, width, space)
             part, step = space, width
         if HALVES and 4 * (n - column) <= width:
             for i in range(0, many, NARROW):
