@@ -152,6 +152,36 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "if (first + before - t * d) % s == 0",
         "if (first - t * d) % s == 0",
     ),
+    "compiled: the last row of tiles with the wrong sign": (
+        "tests/backends/test_numpy_fast.py::test_tiles_give_the_plain_sum",
+        "backends/xpnn_numpy/fast/_winograd.py",
+        "outer - u[12 + t, j]",
+        "outer + u[12 + t, j]",
+    ),
+    "compiled: what ReLU behind a norm cut off is in its sums": (
+        CASES,
+        "backends/xpnn_numpy/fast/norm.py",
+        "                    a = a if y[i, j] > zero else zero\n                    sums",
+        "                    sums",
+    ),
+    "compiled: only the last terms of a dense layer": (
+        "tests/backends/test_numpy_fast.py::test_dense_in_panels",
+        "backends/xpnn_numpy/fast/linear.py",
+        "line[v] += product[v]",
+        "line[v] = product[v]",
+    ),
+    "what the ReLU of a residual block cut off has a gradient": (
+        VALUES,
+        "src/xpnn/ops/activation.py",
+        "        d = dy if through is None else through(dy)[0]\n",
+        "        d = dy\n",
+    ),
+    "a norm forgets its ReLU when joined": (
+        "tests/train/test_lowering.py",
+        "src/xpnn/train/lowering.py",
+        'class NormReLU(BatchNorm):\n    """Batch normalisation and the ReLU after it."""\n\n    relu = True',
+        'class NormReLU(BatchNorm):\n    """Batch normalisation and the ReLU after it."""\n\n    relu = False',
+    ),
     "batch norm of a lane by itself": (
         EXECUTOR,
         "backends/xpnn_numpy/lanes.py",

@@ -90,7 +90,7 @@ class PiecesExecutor(Executor):
         new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
         if compiled is not None:
             with self.backend.sharing(self.crew.threads):
-                return new, new_moments, compiled(optimizer, weights, flats, moments, scalars, new, new_moments)
+                return new, new_moments, compiled(optimizer, weights, flats[0], moments, scalars, new, new_moments)
 
         def update(i: int) -> bool:
             part = slice(i * CHUNK, (i + 1) * CHUNK)
@@ -122,11 +122,17 @@ class PiecesExecutor(Executor):
         """As the plain one, piece by piece."""
         n, whole = len(images), super().predict
         pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
-        if pieces == 1:
-            with self.backend.sharing(self.crew.threads):
-                return whole(state, images)
         cuts = [n * i // pieces for i in range(pieces + 1)]
-        return np.concatenate(self.crew.each(lambda i: whole(state, images[cuts[i] : cuts[i + 1]]), pieces))
+
+        def piece(i: int) -> Array:
+            return whole(state, images[cuts[i] : cuts[i + 1]])
+
+        if self.backend.compiled or pieces == 1:
+            with self.backend.sharing(self.crew.threads):
+                parts = [piece(i) for i in range(pieces)]
+        else:
+            parts = self.crew.each(piece, pieces)
+        return parts[0] if pieces == 1 else np.concatenate(parts)
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""

@@ -19,7 +19,7 @@ Each output depends on the inputs under its own kernel alone, as in the plain su
 errors are as small against the largest input times the largest weight, but not against its own products: where a weight
 of 0 hides an input that is far larger than the others, the plain sum is the better one (`XPNN_KERNELS=plain`). And
 sums of zeros alone are not exactly 0, as they are in the gradient of kernels where `dy` is sparse, behind a max-pool
-or ReLU: it comes from tiles only where the convolution has no bias, as in front of a normalisation.
+or ReLU: it comes from tiles only where the convolution has no bias, as most often in front of a normalisation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from numba.extending import intrinsic
 
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled
-from xpnn_numpy.fast._product import BYTES, MOST, add_up, moves, multiply, slack, tiled, unpack
+from xpnn_numpy.fast._product import BYTES, MOST, add_up, moves, multiply, slack, tiled
 from xpnn_numpy.fast._responses import rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
@@ -45,8 +45,10 @@ TILES = 48
 """At a time: what is made of them stays in the second-level cache."""
 STRETCHES = 4
 """Parts of the tiles, at the most, each of which has sums of its own."""
-LEAST_CHANNELS, LEAST_TILES = 16, 192
-"""From which on the maps take less time than they save."""
+LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 192
+"""From which on the maps take less time than they save; and there is a whole vector of channels."""
+MOST_WEIGHTS = 9 << 16
+"""Up to which the sums of the gradient of the kernels stay in a cache."""
 Matrix = list[list[Any]]
 _int64 = ir.IntType(64)
 
@@ -227,7 +229,7 @@ def _take_tiles(
     """`Bᵀ d B` of some tiles, as sixteen matrices `(tiles, C)` that begin so far apart; around `x` there are zeros."""
     (_, height, width, c), (above, left), (down, across) = x.shape, before, tiles
     i, h, w = first // (down * across), first // across % down, first % across
-    image, lanes, edge = x.reshape(-1), BYTES // x.itemsize, np.zeros(16 * c, x.dtype)
+    image, lanes, edge = x.reshape(-1), BYTES // x.itemsize, np.empty(16 * c, x.dtype)
     for t in range(many):
         top, side = 2 * h - above, 2 * w - left
         start = ((i * height + top) * width + side) * c
@@ -270,21 +272,35 @@ def weight_gradient(x: Host, before: tuple[int, int], dy: Host) -> Host:
     size = (c + MOST) * tiled(c_out, 2 * BYTES // x.itemsize)
     sums, dmatrix = np.zeros((parts, 16, size), x.dtype), np.empty((9 * c, c_out), x.dtype)
     share(_weight_gradient_part, (x, before, dy, sums), parts)
-    u, half = np.zeros((16, c, c_out), x.dtype), np.empty((3, 4))
-    for part in range(parts):
-        for k in range(16):
-            unpack(sums[part, k], u[k])
-    for i in range(c):
-        for j in range(c_out):
-            for t in range(4):
-                outer, inner = (u[4 + t, i, j] + u[8 + t, i, j]) / 2, (u[4 + t, i, j] - u[8 + t, i, j]) / 2
-                half[0, t], half[1, t], half[2, t] = u[t, i, j] + outer, inner, outer - u[12 + t, i, j]
-            for t in range(3):
-                outer, inner = (half[t, 1] + half[t, 2]) / 2, (half[t, 1] - half[t, 2]) / 2
-                dmatrix[3 * t * c + i, j] = half[t, 0] + outer
-                dmatrix[(3 * t + 1) * c + i, j] = inner
-                dmatrix[(3 * t + 2) * c + i, j] = outer - half[t, 3]
+    folds = cut(c, 256 * parts * c_out)
+    share(_fold_part, (folds, sums, dmatrix), folds)
     return dmatrix
+
+
+@compiled
+def _fold_part(part: int, parts: int, sums: Host, dmatrix: Host) -> None:
+    """`Gᵀ u G` of the sums of all parts of tiles, for some of the input's channels."""
+    c, c_out, width, two = len(dmatrix) // 9, dmatrix.shape[1], 2 * BYTES // sums.itemsize, sums.dtype.type(2)
+    u, half = np.empty((16, c_out), sums.dtype), np.empty((3, 4, c_out), sums.dtype)
+    begin, end = stretch(c, part, parts)
+    for i in range(begin, end):
+        u[:] = 0
+        for s in range(len(sums)):
+            for k in range(16):
+                for first in range(0, c_out, width):
+                    line, row = sums[s, k, first * (c + MOST) + i * width :], u[k, first:]
+                    for v in range(np.uint64(min(width, c_out - first))):
+                        row[v] += line[v]
+        for t in range(4):
+            for j in range(c_out):
+                outer, inner = (u[4 + t, j] + u[8 + t, j]) / two, (u[4 + t, j] - u[8 + t, j]) / two
+                half[0, t, j], half[1, t, j], half[2, t, j] = u[t, j] + outer, inner, outer - u[12 + t, j]
+        for t in range(3):
+            for j in range(c_out):
+                outer, inner = (half[t, 1, j] + half[t, 2, j]) / two, (half[t, 1, j] - half[t, 2, j]) / two
+                dmatrix[3 * t * c + i, j] = half[t, 0, j] + outer
+                dmatrix[(3 * t + 1) * c + i, j] = inner
+                dmatrix[(3 * t + 2) * c + i, j] = outer - half[t, 3, j]
 
 
 @compiled
@@ -293,9 +309,9 @@ def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host,
     (_, oh, ow, c_out), c, lanes, flat = dy.shape, x.shape[3], BYTES // x.itemsize, dy.reshape(-1)
     down, across = (oh + 1) // 2, (ow + 1) // 2
     rows, cols = np.minimum(np.arange(c + MOST), c - 1), np.arange(TILES) * c
-    apart, after = TILES * c + 16, TILES * c_out + BYTES  # no power of two, and room for a vector behind the last row
+    apart, after = TILES * c + 16, TILES * c_out + 16  # no powers of two, which a cache has few places for
     v, m = np.empty(16 * apart, x.dtype), np.zeros(16 * after, x.dtype)
-    space, edge = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.zeros(4 * c_out, x.dtype)
+    space, edge = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.empty(4 * c_out, x.dtype)
     begin, last_block = stretch(-(-(len(dy) * down * across) // TILES), part, len(sums))
     end = min(last_block * TILES, len(dy) * down * across)
     for first in range(begin * TILES, end, TILES):

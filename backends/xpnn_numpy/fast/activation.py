@@ -22,7 +22,7 @@ def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callab
     """See `xpnn.ops.add`."""
     standard.check_add(a, b)
     if not takes(a):
-        return standard.add(ops, a, b, relu=relu)
+        return numpys.add(ops, a, b, relu=relu)
     y = np.empty(a.shape, a.dtype)
     _add(plain(a).reshape(-1), plain(b).reshape(-1), relu, y.reshape(-1))
     kept = y if relu else None

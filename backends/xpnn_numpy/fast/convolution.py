@@ -24,6 +24,7 @@ from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multi
 from xpnn_numpy.fast._responses import LOSER, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
+from xpnn_numpy.fast._winograd import STRETCHES
 from xpnn_numpy.kernels import convolution as numpys
 from xpnn_numpy.kernels import joined as numpys_joined
 from xpnn_numpy.kernels._rows import repeated
@@ -39,8 +40,6 @@ BLOCK = 128
 OVERLAP = MOST + BYTES // 4
 """Rows at the end of a part, of one value at least, that are made elsewhere and copied: `multiply` writes whole tiles
 of whole vectors, and would spoil the rows of the next part, or what lies behind the last one."""
-STRETCHES = 4
-"""Parts of the outputs, at the most, each of which has sums of its own."""
 FOLLOWED = 48
 """Columns from which on each maximum is followed by itself."""
 
@@ -88,6 +87,7 @@ def conv_pool(
 def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
     x, c_out, windows, matrix = plain(x), len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
+    dense = bias is None and not pool  # most often a normalisation follows, whose gradient has few zeros
     image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
     y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
@@ -117,7 +117,7 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
             dx = dx.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
-        if by_tiles and not pool and bias is None:  # a normalisation follows, whose gradient is dense
+        if by_tiles and dense and matrix.size <= _winograd.MOST_WEIGHTS:
             dmatrix = _winograd.weight_gradient(x, _winograd.before(w), dy).T
         elif not (pool and many):
             dmatrix = _weight_gradient(kept(), places, taps, rows, place).T

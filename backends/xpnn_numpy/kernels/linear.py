@@ -22,11 +22,12 @@ def dense(
     standard.check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     y = multiply(rows, weight.T, np.empty((len(rows), len(weight)), x.dtype))
+    shape = y.shape
     if bias is not None:
         np.add(y, bias, out=y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        d = dy.reshape(y.shape)
+        d = dy.reshape(shape)
         dx = multiply(d, weight, np.empty(rows.shape, x.dtype)).reshape(x.shape) if input_gradient else None
         dweight = d.T * rows if len(rows) == 1 else multiply_across(d, rows)  # one outer product is no work for BLAS
         return dx, dweight, None if bias is None else ops.total(d, 0)

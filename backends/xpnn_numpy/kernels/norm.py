@@ -50,7 +50,7 @@ def batch_norm(
     kept = y if relu else None
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        dy = np.multiply(dy, kept > 0) if kept is not None else np.ascontiguousarray(dy)
+        dy = np.ascontiguousarray(dy if kept is None else np.multiply(dy, kept > 0))
         product = np.multiply(dy, centred)
         sums = np.stack([ops.total(dy, axes), ops.total(product, axes)])
         dscale, dbias = sums[1] * inverse, sums[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import pi, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, floats, namespace
@@ -36,23 +36,21 @@ def add(ops: Ops, a: Array, b: Array, *, relu: bool = False) -> tuple[Array, Cal
     Raises:
         ShapeError: shapes or dtypes that differ.
     """
-    xp = check_add(a, b)
-    y = ops.relu(a + b)[0] if relu else a + b
-    kept: Array = y if relu else None
+    check_add(a, b)
+    y, through = ops.relu(a + b) if relu else (a + b, None)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array]:
-        d = dy * xp.astype(kept > 0, dy.dtype) if relu else dy
+        d = dy if through is None else through(dy)[0]
         return (d if input_gradient else None), d
 
     return y, backward
 
 
-def check_add(a: Array, b: Array) -> Any:
-    """The namespace of these arrays, once they are checked."""
-    xp = floats("add", a=a, b=b)
+def check_add(a: Array, b: Array) -> None:
+    """Check that these arrays can be added without a broadcast."""
+    floats("add", a=a, b=b)
     if tuple(a.shape) != tuple(b.shape):
         raise ShapeError(f"add: a has shape {tuple(a.shape)}, but b {tuple(b.shape)}; expected the same")
-    return xp
 
 
 def leaky_relu(ops: Ops, x: Array, *, slope: float = 0.01) -> Result:

@@ -65,12 +65,12 @@ def batch_norm(
             return dnormal * inverse
 
     y = normal * scale + bias
+    through = None
     if relu:
-        y = ops.relu(y)[0]
-    kept: Array = y if relu else None
+        y, through = ops.relu(y)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array, None, None]:
-        d = dy * xp.astype(kept > 0, dy.dtype) if relu else dy
+        d = dy if through is None else through(dy)[0]
         dx = standardized(d * scale) if input_gradient else None
         return dx, ops.total(d * normal, axes), ops.total(d, axes), None, None
 
