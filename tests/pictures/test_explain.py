@@ -218,11 +218,12 @@ def test_every_sum_of_the_page_is_what_the_network_computed(tmp_path, model, in_
 
 
 CLICK = """
-const found = {}, wait = () => new Promise(done => setTimeout(done, 100));
+const found = {}, wait = () => new Promise(done => setTimeout(done, 100)), frame = () => new Promise(requestAnimationFrame);
 for (const [id, channel, column, row] of [[1, 2, 3, 4], [3, 1, 2, 0], [5, 0, 7, 0]]) {
   const s = document.querySelector(`section[data-node="${id}"]`);
-  s.scrollIntoView(); await wait();
-  const canvas = s.querySelector(`canvas[data-channel="${channel}"]`), box = canvas.getBoundingClientRect();
+  const drawn = () => s.querySelector(`canvas[data-channel="${channel}"]`);
+  s.scrollIntoView(); while (!drawn()) await frame();
+  const canvas = drawn(), box = canvas.getBoundingClientRect();
   const node = nodes[id];
   const x = box.left + (column + 0.5) / node.width * box.width, y = box.top + (row + 0.5) / node.rows * box.height;
   canvas.dispatchEvent(new MouseEvent("click", {clientX: x, clientY: y, bubbles: true}));
