@@ -2,9 +2,9 @@
 
 Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution with the
 max-pool (and ReLU) that follows becomes one op, and so do batch normalisation, or the sum of a residual block, with
-their ReLU. For prediction, where batch normalisation is a fixed line for each
-channel, a convolution before it takes that into its weights. What is computed stays the same, and so do the paths of
-all arrays. Who wants to look between the layers uses the model itself.
+their ReLU. For prediction, where batch normalisation is a fixed line for each channel, a convolution before it takes
+that into its weights. What is computed stays the same, and so do the paths of all arrays. Who wants to look between the
+layers uses the model itself.
 """
 
 from __future__ import annotations
