@@ -218,7 +218,8 @@ def test_every_sum_of_the_page_is_what_the_network_computed(tmp_path, model, in_
 
 
 CLICK = """
-const found = {}, wait = () => new Promise(done => setTimeout(done, 100)), frame = () => new Promise(requestAnimationFrame);
+const found = {}, frame = () => new Promise(requestAnimationFrame);
+const wait = () => new Promise(done => setTimeout(done, 100));
 for (const [id, channel, column, row] of [[1, 2, 3, 4], [3, 1, 2, 0], [5, 0, 7, 0]]) {
   const s = document.querySelector(`section[data-node="${id}"]`);
   const drawn = () => s.querySelector(`canvas[data-channel="${channel}"]`);

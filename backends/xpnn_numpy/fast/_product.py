@@ -1,4 +1,4 @@
-"""The product at the heart of a convolution, whose left factor is never made.
+"""The product at the heart of a convolution, whose left factor is never made; and that of a dense layer.
 
 The columns of a convolution are values of one image, each of them many times over: `a[rows[i] + cols[k]]`, with the
 places of the outputs as rows and those of the taps as columns, or the other way round. So
