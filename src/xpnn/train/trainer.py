@@ -371,9 +371,10 @@ class Trainer:
 
     def _draws(self, first: int, samples: int) -> Mapping[str, Array]:
         """The masks of a step, by the number of each sample since training began."""
-        stream = Stream(self.seed, "draws")
         return {
-            d.path: self.backend.asarray(stream.child(d.path).mask(first, samples, d.shape, d.probability))
+            d.path: self.backend.asarray(
+                Stream(self.seed, "draws").child(d.path).mask(first, samples, d.shape, d.probability)
+            )
             for d in self.executor.draws
         }
 
