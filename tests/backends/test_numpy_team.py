@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from faults import Plain
+from xpnn_numpy import executor
 
 import xpnn
 from xpnn import models
@@ -192,6 +193,7 @@ def test_an_empty_batch_has_no_gradient():
 
 def test_steps_and_predictions_share_their_work(monkeypatch):
     monkeypatch.setenv("XPNN_THREADS", "2")
+    monkeypatch.setattr(executor, "PIECE_BYTES", 1 << 19)  # of 16 images three pieces
     trainer = xpnn.Trainer(models.small_cnn(), backend="numpy")
     images, labels = drawn("images", (64, 28, 28, 1)), np.zeros(64, np.int64)
     trainer.fit(images[:16], labels[:16])
