@@ -127,7 +127,7 @@ class PiecesExecutor(Executor):
         def piece(i: int) -> Array:
             return whole(state, images[cuts[i] : cuts[i + 1]])
 
-        if self.backend.compiled or pieces == 1:
+        if self.backend.compiled:
             with self.backend.sharing(self.crew.threads):
                 parts = [piece(i) for i in range(pieces)]
         else:
@@ -143,8 +143,7 @@ class PiecesExecutor(Executor):
         if self.backend.compiled:
             return 1  # compiled kernels share what each of them does
         lanes = next((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), 1)
-        alone = lanes == 1 and n > 1
-        return 2 if alone and n * self.sample_work >= LEAST else lanes
+        return 2 if lanes == 1 and n > 1 and n * self.sample_work >= LEAST else lanes
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""

@@ -235,7 +235,7 @@ def _take_tiles(
         start = ((i * height + top) * width + side) * c
         inside = 0 <= top <= height - 4 and 0 <= side <= width - 4
         if not inside:
-            _copy(image, start, width * c, c, (-top, height - top), (-side, width - side), 4, edge)
+            _copy_tile(image, start, width * c, c, (-top, height - top), (-side, width - side), 4, edge)
         for k in range(0, c, lanes):
             k = min(k, c - lanes)  # the last vector repeats some of the one before, and reads nothing behind the image
             if inside:
@@ -246,7 +246,7 @@ def _take_tiles(
 
 
 @compiled
-def _copy(
+def _copy_tile(
     x: Host, start: int, down: int, c: int, rows: tuple[int, int], columns: tuple[int, int], size: int, edge: Host
 ) -> None:
     """A tile of `size` × `size` to `edge`, with zeros but for these rows and columns of it."""
@@ -322,7 +322,7 @@ def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host,
             start = ((i * oh + 2 * h) * ow + 2 * w) * c_out
             inside = 2 * h + 1 < oh and 2 * w + 1 < ow
             if not inside:
-                _copy(flat, start, ow * c_out, c_out, (0, oh - 2 * h), (0, ow - 2 * w), 2, edge)
+                _copy_tile(flat, start, ow * c_out, c_out, (0, oh - 2 * h), (0, ow - 2 * w), 2, edge)
             for k in range(0, c_out, lanes):
                 k = min(k, c_out - lanes)
                 if inside:

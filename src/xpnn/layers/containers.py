@@ -156,7 +156,7 @@ class Residual(Container):
     body: Layer
     shortcut: Layer | None = None
 
-    relu: ClassVar[bool] = False  # lowering joins it
+    relu: ClassVar[bool] = False  # a layer of its own follows, unless lowering joins the two
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,7 @@ class BatchNorm(Layer):
 
     per_sample: ClassVar[bool] = False
     divisible: ClassVar[bool] = True  # its sums go through `ops.whole`
-    relu: ClassVar[bool] = False  # lowering joins it
+    relu: ClassVar[bool] = False  # a layer of its own follows, unless lowering joins the two
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """0 by convention, see `Layer`."""
