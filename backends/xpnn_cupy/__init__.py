@@ -87,6 +87,11 @@ class CuPyBackend(Backend):
         values: np.ndarray[Any, Any] = self._cupy.asnumpy(self.checked(x))
         return values
 
+    @property
+    def device_name(self) -> str:
+        """`cuda:0`, …."""
+        return f"cuda:{self.device.id}"
+
     def synchronize(self) -> None:
         """Wait for all streams of the device."""
         self.device.synchronize()
@@ -101,7 +106,6 @@ class CuPyBackend(Backend):
         runtime = self._cupy.cuda.runtime
         gpu = runtime.getDeviceProperties(self.device.id)
         return super().describe() | {
-            "device": f"cuda:{self.device.id}",
             "cupy": self._cupy.__version__,
             "cuda": _version(runtime.runtimeGetVersion()),
             "driver": _version(runtime.driverGetVersion()),
@@ -112,9 +116,6 @@ class CuPyBackend(Backend):
             "accelerators": os.environ.get("CUPY_ACCELERATORS", "cub"),
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
-
-    def __repr__(self) -> str:
-        return f"<CuPyBackend 'cupy' on cuda:{self.device.id}>"
 
 
 def _ordinal(device: str, count: int) -> int:

@@ -49,10 +49,14 @@ class StrictBackend(Backend):
         """The values, from whichever device; they share the memory of `x`, since all its devices are the host."""
         return np.asarray(self.xp.asarray(self.checked(x), device=self._host_device))
 
+    @property
+    def device_name(self) -> str:
+        """`CPU_DEVICE`, `device1`, …."""
+        return self._name
+
     def describe(self) -> dict[str, Any]:
         """Version, and the version of the standard."""
         return super().describe() | {
-            "device": self._name,
             "array_api_strict": self.xp.__version__,
             "standard": self.xp.get_array_api_strict_flags()["api_version"],
         }

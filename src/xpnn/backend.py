@@ -146,6 +146,11 @@ class Backend:
         except ValueError:
             return False
 
+    @property
+    def device_name(self) -> str:
+        """The device as messages and run records name it."""
+        return str(self.device)
+
     def synchronize(self) -> None:
         """Wait until the device has done all that it was given."""
 
@@ -194,7 +199,7 @@ class Backend:
         """Library versions and device, for run records: JSON values only."""
         return {
             "name": self.name,
-            "device": str(self.device),
+            "device": self.device_name,
             "kernels": list(self.ops.replaced),
             "numpy": np.__version__,
             "array_api_compat": array_api_compat.__version__,
@@ -203,7 +208,7 @@ class Backend:
         }
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} on {self.device}>"
+        return f"<{type(self).__name__} {self.name!r} on {self.device_name}>"
 
     @cached_property
     def _dtypes(self) -> Mapping[str, Any]:
@@ -241,7 +246,7 @@ class Backend:
                 )
 
     def _no_dtype(self, dtype: str) -> BackendError:
-        return BackendError(f"{self.name} on {self.device} has no dtype {dtype!r}; {self._other_dtype(dtype)}")
+        return BackendError(f"{self.name} on {self.device_name} has no dtype {dtype!r}; {self._other_dtype(dtype)}")
 
     def _other_dtype(self, dtype: str) -> str:
         """What to do where `dtype` is missing."""

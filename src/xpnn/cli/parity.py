@@ -179,5 +179,7 @@ def _backends(names: str, device: str | None, dtype: str) -> list[Backend]:
         if reason:
             raise ValueError(f"{reason}; nothing is certified while that is on")
         if not backend.supports(dtype):
-            raise ValueError(f"--dtype {dtype}: {backend.name} has none on {backend.device}; leave it out for float32")
+            raise ValueError(
+                f"--dtype {dtype}: {backend.name} has none on {backend.device_name}; leave it out for float32"
+            )
     return found

@@ -85,7 +85,7 @@ def _train(run: Run, trainer: Trainer, dataset: data.Dataset, train: Part, valid
     facts = _facts(trainer, dataset, config)
     run.write_summary({"status": "running"} | facts)
     held_out = f", {len(validation[1]):,} to validate" if config.get("validation") else ""
-    device = f"backend {backend.name}, device {backend.device}"
+    device = f"backend {backend.name}, device {backend.device_name}"
     print(f"{config['model']}: {facts['parameters']:,} parameters; {device}", file=stream)
     print(f"{dataset.name}: {len(train[1]):,} images to train on{held_out}, {len(test[1]):,} to test", file=stream)
     going_on = trainer.position is not None

@@ -220,7 +220,7 @@ def _chosen(backends: Iterable[str | Backend]) -> dict[str, Backend]:
     if not made:
         raise ValueError("assert_parity: no backends; name at least one, e.g. backends=['numpy', 'cupy']")
     names = [b.name for b in made]
-    labels = [b.name if names.count(b.name) == 1 else f"{b.name} on {b.device}" for b in made]
+    labels = [b.name if names.count(b.name) == 1 else f"{b.name} on {b.device_name}" for b in made]
     for label in labels:
         if labels.count(label) > 1:
             raise ValueError(f"assert_parity: the backend {label} is given twice")

@@ -39,14 +39,14 @@ def two(given: Sequence[str | Backend]) -> tuple[Backend, Backend]:
     if isinstance(given, str) or len(given) != 2:
         raise ValueError(f"backends={given!r}; expected two of them, e.g. ('numpy', 'torch')")
     a, b = (backends.get(one) for one in given)
-    if (type(a), a.name, str(a.device)) == (type(b), b.name, str(b.device)):
+    if (type(a), a.name, a.device_name) == (type(b), b.name, b.device_name):
         raise ValueError(f"both backends are {a!r}: one agrees with itself; give another one, or another device")
     return a, b
 
 
 def label(backend: Backend, other: Backend) -> str:
     """What a table calls a backend: its name, with the device where that makes the difference."""
-    return backend.name if backend.name != other.name else f"{backend.name}:{backend.device}"
+    return backend.name if backend.name != other.name else f"{backend.name}:{backend.device_name}"
 
 
 @dataclass(frozen=True)
