@@ -55,6 +55,32 @@ def conv(x, weight, bias=None, *, stride=1, padding="valid", dilation=1, groups=
     return y if bias is None else y + bias
 
 
+def im2col(x, *, kernel, stride=1, dilation=1):
+    axes = x.ndim - 2
+    k, s, d = axes_of(kernel, axes), axes_of(stride, axes), axes_of(dilation, axes)
+    out = [(n - dd * (kk - 1) - 1) // ss + 1 for n, kk, ss, dd in zip(x.shape[1:-1], k, s, d, strict=True)]
+    y = np.zeros((x.shape[0], *out, *k, x.shape[-1]))
+    for o in np.ndindex(*out):
+        for t in np.ndindex(*k):
+            y[(slice(None), *o, *t)] = x[
+                (slice(None), *(a * ss + b * dd for a, b, ss, dd in zip(o, t, s, d, strict=True)))
+            ]
+    return y.reshape(x.shape[0], *out, -1)
+
+
+def col2im(columns, *, spatial, kernel, stride=1, dilation=1):
+    axes = len(spatial)
+    k, s, d = axes_of(kernel, axes), axes_of(stride, axes), axes_of(dilation, axes)
+    parts = columns.reshape(*columns.shape[:-1], *k, -1)
+    x = np.zeros((columns.shape[0], *spatial, parts.shape[-1]))
+    for o in np.ndindex(*columns.shape[1:-1]):
+        for t in np.ndindex(*k):
+            x[(slice(None), *(a * ss + b * dd for a, b, ss, dd in zip(o, t, s, d, strict=True)))] += parts[
+                (slice(None), *o, *t)
+            ]
+    return x
+
+
 def conv_transpose(x, weight, bias=None, *, stride=1, padding="valid", output_padding=0, dilation=1, groups=1):
     """Every input pours its share, one kernel large, into the output."""
     n, k = x.shape[1:-1], weight.shape[1:-1]
@@ -226,6 +252,8 @@ def conv_pool(x, weight, bias=None, *, pool, relu=False, **options):
 VALUES = {
     "matmul": lambda a, b: np.einsum("...ij,...jk->...ik", a, b),
     "total": lambda x, *, axis, keepdims=False: np.sum(x, axis=axis, keepdims=keepdims),
+    "im2col": im2col,
+    "col2im": col2im,
     "conv": conv,
     "conv_transpose": conv_transpose,
     "conv_pool": conv_pool,

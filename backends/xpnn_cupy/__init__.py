@@ -6,14 +6,18 @@ Importing CuPy works without a GPU, and so does asking it: whatever is missing i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from xpnn.backend import Backend, one_line
+from xpnn.backend import Backend, one_line, standard_only
 from xpnn.errors import BackendError
 from xpnn.ops._array import Array
+
+if TYPE_CHECKING:
+    from xpnn.train.executor import Executor
 
 INSTALL = 'pip install "xpnn[cuda13]" (or "xpnn[cuda12]" for drivers before 580)'
 
@@ -95,6 +99,21 @@ class CuPyBackend(Backend):
     def synchronize(self) -> None:
         """Wait for all streams of the device."""
         self.device.synchronize()
+
+    @cached_property
+    def kernels(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[override]
+        """Products by cuBLAS, and columns in one launch."""
+        from xpnn_cupy.kernels import KERNELS
+
+        return KERNELS
+
+    def executor(self, *args: Any, **kwargs: Any) -> Executor:
+        """Steps recorded as CUDA graphs; `XPNN_KERNELS=standard` for the plain ones."""
+        if standard_only():
+            return super().executor(*args, **kwargs)
+        from xpnn_cupy.executor import GraphExecutor
+
+        return GraphExecutor(self, *args, **kwargs)
 
     def why_coarse(self) -> str | None:
         """Where `CUPY_TF32` is set, which CuPy reads once, at its first product."""

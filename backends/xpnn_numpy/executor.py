@@ -118,9 +118,9 @@ class PiecesExecutor(Executor):
         flats, *rest = self._lanes(state, images, targets, draws, scale)
         return _sum(flats), *rest
 
-    def predict(self, state: State, images: Array) -> Array:
+    def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
-        n, whole = len(images), super().predict
+        n, whole = len(images), super()._scores
         pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
         cuts = [n * i // pieces for i in range(pieces + 1)]
 

@@ -9,6 +9,7 @@ cannot be hashed; reductions give 0-d arrays.
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -253,9 +254,14 @@ def make(
 
 @contextmanager
 def installed(**machine: Any) -> Iterator[ModuleType]:
-    """Such a CuPy in the place of the one that is, or is not, installed; see `make`."""
+    """Such a CuPy in the place of the one that is, or is not, installed; see `make`.
+
+    The standard bodies run on it: kernels and graphs take a GPU.
+    """
     import array_api_compat
 
+    asked = os.environ.get("XPNN_KERNELS")
+    os.environ["XPNN_KERNELS"] = "standard"
     kept = _taken_out()
     attribute = array_api_compat.__dict__.pop("cupy", None)
     modules = make(**machine)
@@ -263,6 +269,10 @@ def installed(**machine: Any) -> Iterator[ModuleType]:
     try:
         yield modules["cupy"]
     finally:
+        if asked is None:
+            del os.environ["XPNN_KERNELS"]
+        else:
+            os.environ["XPNN_KERNELS"] = asked
         _taken_out()
         sys.modules.update(kept)
         array_api_compat.__dict__.pop("cupy", None)

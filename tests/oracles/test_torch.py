@@ -1,5 +1,7 @@
 """Every op against `torch.nn.functional`, values and autograd's gradients, in float64 with PyTorch's defaults."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,22 @@ def conv(x, weight, bias, *, padding="valid", stride=1, dilation=1, groups=1):
         x, padding = last(F.pad(first(x), pads(padding))), 0
     f = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
     return last(f(first(x), first(weight), bias, stride=stride, padding=padding, dilation=dilation, groups=groups))
+
+
+def single_taps(kernel, axes, channels):
+    """The kernels of a convolution whose responses are the inputs under its taps."""
+    size = (kernel,) * axes if isinstance(kernel, int) else kernel
+    columns = math.prod(size) * channels
+    return torch.eye(columns, dtype=torch.float64).reshape(columns, *size, channels)
+
+
+def col2im(columns, *, spatial, kernel, stride=1, dilation=1):
+    axes = len(spatial)
+    size = (kernel,) * axes if isinstance(kernel, int) else kernel
+    weight = single_taps(kernel, axes, columns.shape[-1] // math.prod(size))
+    y = conv_transpose(columns, weight, None, stride=stride, dilation=dilation)
+    rest = [pair for n, m in zip(reversed(spatial), reversed(y.shape[1:-1]), strict=True) for pair in (0, n - m)]
+    return F.pad(y, (0, 0, *rest))
 
 
 def conv_pool(x, weight, bias, *, pool, relu=False, **options):
@@ -86,6 +104,8 @@ def nll(log_probabilities, labels, class_weights, *, ignored_label=-100):
 THEIRS = {
     "matmul": torch.matmul,
     "total": lambda x, *, axis, keepdims=False: torch.sum(x, axis, keepdim=keepdims),
+    "im2col": lambda x, *, kernel, **options: conv(x, single_taps(kernel, x.ndim - 2, x.shape[-1]), None, **options),
+    "col2im": col2im,
     "conv": conv,
     "conv_transpose": conv_transpose,
     "conv_pool": conv_pool,

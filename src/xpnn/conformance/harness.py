@@ -47,9 +47,9 @@ class Variant:
         return True
 
     def replaces(self, case: parity.Case) -> bool:
-        """Whether a kernel of this backend takes part in a case: in place of its op, or of the sums below all ops."""
+        """Whether a kernel of this backend takes part in a case: in place of its op, or of a part of ops."""
         kernels = self.backend.kernels
-        return case.subject in kernels or (case.layer is None and not kernels.keys().isdisjoint(parity.SUMS))
+        return case.subject in kernels or (case.layer is None and not kernels.keys().isdisjoint(parity.PARTS))
 
 
 def add_markers(config: pytest.Config) -> None:

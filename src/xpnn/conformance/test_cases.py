@@ -7,9 +7,9 @@ from xpnn import parity
 from xpnn.conformance.harness import Variant, check
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
-from xpnn.parity import CASES, LOSSES, OPS, SUMS, Placed
+from xpnn.parity import CASES, LOSSES, OPS, PARTS, Placed
 
-SMOOTH = [case for case in CASES if case.smooth and case.subject not in SUMS]
+SMOOTH = [case for case in CASES if case.smooth and case.subject not in PARTS]
 BATCHED = [case for case in CASES if case.batched]
 MANY = [case for case in BATCHED if case.per_sample and (d := case.data[case.batched[0]]) and d.shape[0] > 1]
 CONVOLUTIONS = [case for case in OPS if case.subject in ("conv", "conv_transpose")]

@@ -12,7 +12,8 @@ In the source an op has one more parameter, `ops`: the set that it belongs to an
 through. `xpnn.ops.conv` belongs to the standard set; `backend.ops.conv` to a set in which that backend's
 kernels stand in the places of the standard bodies. So nothing is looked up during a step.
 
-`matmul` and `total` are not ops but the two sums that the ops go through; they return an array only.
+`matmul` and `total`, `im2col` and `col2im` are not ops but the sums and the moves that ops go through; they return an
+array only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from types import MethodType
 from typing import Any
 
 from xpnn.ops import activation as _activation
+from xpnn.ops import columns as _columns
 from xpnn.ops import convolution as _convolution
 from xpnn.ops import joined as _joined
 from xpnn.ops import linear as _linear
@@ -44,6 +46,8 @@ class Ops:
 
     matmul = _sums.matmul
     total = _sums.total
+    im2col = _columns.im2col
+    col2im = _columns.col2im
     conv = _convolution.conv
     conv_transpose = _convolution.conv_transpose
     conv_pool = _joined.conv_pool
@@ -103,6 +107,8 @@ standard = Ops()
 
 matmul = standard.matmul
 total = standard.total
+im2col = standard.im2col
+col2im = standard.col2im
 conv = standard.conv
 conv_transpose = standard.conv_transpose
 conv_pool = standard.conv_pool

@@ -3,9 +3,8 @@
 A column block holds, for some output positions, the inputs under the window side by side
 (`(rows, K·C)`, K taps); the convolution is then one GEMM with the weights. Blocks are kept small enough
 (`ops.column_bytes`) to stay in cache and are gathered again in backward instead of being remembered.
-`conv_transpose` is the same two moves (gather, scatter) with their roles exchanged.
-See Chellapilla, Puri, Simard, *High performance convolutional neural networks for document processing*, 2006;
-Dumoulin, Visin, *A guide to convolution arithmetic for deep learning*, 2016 (stride, dilation, transpose).
+`conv_transpose` is the same two moves (`im2col`, `col2im`) with their roles exchanged.
+See Dumoulin, Visin, *A guide to convolution arithmetic for deep learning*, 2016 (stride, dilation, transpose).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def conv(
         ShapeError: shapes or dtypes that do not fit, or a kernel larger than the padded input.
     """
     xp, w = geometry("conv", x, weight, bias, stride, padding, dilation, groups)
-    columns = _Columns(xp, w, x, x.shape[-1], groups, ops.column_bytes)
+    columns = _Columns(ops, xp, w, x, x.shape[-1], groups)
     image = padded(xp, x, w)
     matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C_out/G, K·C/G)
     transposed = xp.matrix_transpose(matrix)
@@ -67,7 +66,7 @@ def conv(
     y = columns.join([rows(block) for block in columns.blocks()])
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
-        dmatrix, dimage = None, xp.zeros_like(image) if input_gradient else None
+        dmatrix = dimage = None
         for block in columns.blocks():
             d = columns.cut(dy, block)
             part = ops.matmul(xp.matrix_transpose(d), columns.gather(image, block))
@@ -123,9 +122,9 @@ def conv_transpose(
     vectors("conv_transpose", c_out, bias=bias)
     spatial = tuple(x.shape[1:-1])
     w = transposed_window(spatial, tuple(weight.shape[1:-1]), stride, padding, output_padding, dilation)
-    columns = _Columns(xp, w, x, c_out, groups, ops.column_bytes)
+    columns = _Columns(ops, xp, w, x, c_out, groups)
     matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C/G, K·C_out/G)
-    image = xp.zeros((x.shape[0], *w.padded, c_out), dtype=x.dtype, device=device(x))
+    image = None
     for block in columns.blocks():
         image = columns.scatter(image, ops.matmul(columns.cut(x, block), matrix), block)
     y = cropped(image, w)
@@ -184,12 +183,12 @@ _Block = tuple[slice, slice, slice]  # samples, rows of the first spatial axis, 
 class _Columns:
     """Moves blocks of columns `(G, rows, K·C/G)` out of a padded image `(N, *spatial, C)` and back into it."""
 
-    def __init__(self, xp: Any, w: Window, x: Array, c: int, groups: int, column_bytes: int) -> None:
-        self.xp, self.w, self.n, self.c, self.groups = xp, w, x.shape[0], c, groups
-        self.taps = w.taps()
-        line = prod(w.out[1:]) * len(self.taps) * c * itemsize(xp, x.dtype)
-        self.lines = max(1, min(w.out[0], column_bytes // max(line, 1)))
-        self.samples = max(1, column_bytes // max(line * w.out[0], 1)) if self.lines == w.out[0] else 1
+    def __init__(self, ops: Ops, xp: Any, w: Window, x: Array, c: int, groups: int) -> None:
+        self.ops, self.xp, self.w, self.n, self.c, self.groups = ops, xp, w, x.shape[0], c, groups
+        self.taps, self.geometry = prod(w.size), {"kernel": w.size, "stride": w.stride, "dilation": w.dilation}
+        line = prod(w.out[1:]) * self.taps * c * itemsize(xp, x.dtype)
+        self.lines = max(1, min(w.out[0], ops.column_bytes // max(line, 1)))
+        self.samples = max(1, ops.column_bytes // max(line * w.out[0], 1)) if self.lines == w.out[0] else 1
 
     def blocks(self) -> Iterator[_Block]:
         """Cut the outputs, in row-major order, into blocks of whole samples or of lines of one sample."""
@@ -204,22 +203,28 @@ class _Columns:
 
     def gather(self, image: Array, block: _Block) -> Array:
         """The columns of a block: `(G, rows, K·C/G)`."""
-        xp, g = self.xp, self.groups
-        columns = xp.concat([image[self._under(tap, block)] for tap in self.taps], axis=-1)
+        xp, g, seen = self.xp, self.groups, image[(block[0], *self._seen(block), slice(None))]
+        columns = self.ops.im2col(seen, **self.geometry)
         if g == 1:
-            return xp.reshape(columns, (1, -1, len(self.taps) * self.c))
-        columns = xp.reshape(columns, (-1, len(self.taps), g, self.c // g))
-        return xp.reshape(xp.permute_dims(columns, (2, 0, 1, 3)), (g, -1, len(self.taps) * (self.c // g)))
+            return xp.reshape(columns, (1, -1, self.taps * self.c))
+        columns = xp.reshape(columns, (-1, self.taps, g, self.c // g))
+        return xp.reshape(xp.permute_dims(columns, (2, 0, 1, 3)), (g, -1, self.taps * (self.c // g)))
 
-    def scatter(self, image: Array, columns: Array, block: _Block) -> Array:
-        """Add the columns of a block to the places they were gathered from: one slice addition a tap."""
+    def scatter(self, image: Array | None, columns: Array, block: _Block) -> Array:
+        """Add the columns of a block to the places they were gathered from; None is an image of zeros."""
         xp, g, (samples, lines, rows) = self.xp, self.groups, block
-        columns = xp.reshape(columns, (g, rows.stop - rows.start, len(self.taps), self.c // g))
-        columns = xp.permute_dims(columns, (2, 1, 0, 3))  # (K, rows, G, C/G)
-        shape = (samples.stop - samples.start, lines.stop - lines.start, *self.w.out[1:], self.c)
-        for k, tap in enumerate(self.taps):
-            image = xpx.at(image)[self._under(tap, block)].add(xp.reshape(columns[k, ...], shape))
-        return image
+        if g > 1:
+            columns = xp.reshape(columns, (g, rows.stop - rows.start, self.taps, self.c // g))
+            columns = xp.permute_dims(columns, (1, 2, 0, 3))
+        shape = (samples.stop - samples.start, lines.stop - lines.start, *self.w.out[1:], self.taps * self.c)
+        columns = xp.reshape(columns, shape)
+        if shape[:2] == (self.n, self.w.out[0]):  # the only block
+            return self.ops.col2im(columns, spatial=self.w.padded, **self.geometry)
+        if image is None:
+            image = xp.zeros((self.n, *self.w.padded, self.c), dtype=columns.dtype, device=device(columns))
+        seen = self._seen(block)
+        part = self.ops.col2im(columns, spatial=tuple(s.stop - s.start for s in seen), **self.geometry)
+        return xpx.at(image)[(samples, *seen, slice(None))].add(part)
 
     def cut(self, image: Array, block: _Block) -> Array:
         """The rows of a block of an image without window: `(G, rows, C/G)`."""
@@ -233,18 +238,14 @@ class _Columns:
         y = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
         return xp.reshape(xp.permute_dims(y, (1, 0, 2)), (self.n, *self.w.out, y.shape[0] * y.shape[2]))
 
-    def _under(self, tap: tuple[int, ...], block: _Block) -> tuple[Any, ...]:
-        """The inputs that lie under `tap` for the outputs of a block."""
-        samples, lines, _ = block
-        ranges = [(lines.start, lines.stop), *((0, m) for m in self.w.out[1:])]
-        return (
-            samples,
-            *(
-                slice(low * s + t * d, (high - 1) * s + t * d + 1, s)
-                for (low, high), t, s, d in zip(ranges, tap, self.w.stride, self.w.dilation, strict=True)
-            ),
-            slice(None),
-        )
+    def _seen(self, block: _Block) -> tuple[slice, ...]:
+        """The part of the padded image that lies under the windows of a block."""
+        w, lines = self.w, block[1]
+        counts = (lines.stop - lines.start, *w.out[1:])
+        sizes = zip(counts, w.size, w.stride, w.dilation, strict=True)
+        reach = [(count - 1) * s + d * (k - 1) + 1 for count, k, s, d in sizes]
+        first = lines.start * w.stride[0]
+        return slice(first, first + reach[0]), *(slice(0, r) for r in reach[1:])
 
 
 def geometry(

@@ -1,22 +1,20 @@
-"""Convolution and max-pool joined: the pooled maxima without an image of all the responses in between.
+"""Convolution and max-pool joined: bias and ReLU, which keep the order, follow on the maxima alone.
 
-The windows of the pool tile the responses, so each place in the window (a *phase*) is a convolution by itself,
-with the stride of both. The maximum over a window is then one of whole arrays, phase against phase, as in a
-tournament; bias and ReLU, which keep the order, follow on the winners alone, and responses that the pool would
-drop are never computed. Backward runs the tournament down again: the gradient goes to the winner of each
+The windows of the pool tile the responses, so each place in the window (a *phase*) is every so-many-th response, and
+the maximum over a window is one of whole arrays, phase against phase, as in a tournament. Responses that the pool
+would drop are never computed. Backward runs the tournament down again: the gradient goes to the winner of each
 game, the earlier phase where both are equal, so the first maximum gets it all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import array_api_extra as xpx
 
 from xpnn.ops._array import Array
-from xpnn.ops._window import Padding, Sizes, Window, each
+from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import cropped, geometry, padded
 from xpnn.ops.pool import pool_window
 
@@ -55,11 +53,11 @@ def conv_pool(
         ShapeError: shapes or dtypes that do not fit, or a window larger than the responses.
     """
     xp, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
-    phases = _phases(w, pool)
-    image = padded(xp, x, w)
-    step = tuple(s * p for s, p in zip(w.stride, each("conv_pool", "pool", pool, len(w.n)), strict=True))
-    parts = [ops.conv(image[part], weight, stride=step, dilation=w.dilation) for part in phases]
-    levels = tournament(xp.maximum, [y for y, _ in parts])
+    p = pooled(w, pool)
+    image, seen = padded(xp, x, w), _seen(w, p)
+    responses, conv_backward = ops.conv(image[seen], weight, stride=w.stride, dilation=w.dilation)
+    phases = [(slice(None), *(slice(a, None, s) for a, s in zip(tap, p.size, strict=True))) for tap in p.taps()]
+    levels = tournament(xp.maximum, [responses[(*phase, slice(None))] for phase in phases])
     y = levels[-1][0]
     if bias is not None:
         y = y + bias
@@ -68,14 +66,14 @@ def conv_pool(
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
         d = dy * xp.astype(y > 0, dy.dtype) if relu else dy
-        dweight, dimage = xp.zeros_like(weight), xp.zeros_like(image) if input_gradient else None
-        for part, (_, part_backward), dpart in zip(phases, parts, _prizes(xp, levels, d), strict=True):
-            dx, dw, _ = part_backward(dpart, input_gradient=input_gradient)
-            dweight = dweight + dw
-            if input_gradient:
-                dimage = xpx.at(dimage)[part].add(dx)
+        dresponses = xp.zeros_like(responses)
+        for phase, prize in zip(phases, _prizes(xp, levels, d), strict=True):
+            dresponses = xpx.at(dresponses)[(*phase, slice(None))].set(prize)
+        dimage, dweight, _ = conv_backward(dresponses, input_gradient=input_gradient)
+        if dimage is not None and dimage.shape != image.shape:
+            dimage = xpx.at(xp.zeros_like(image))[seen].set(dimage)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
-        return (cropped(dimage, w) if input_gradient else None), dweight, dbias
+        return (None if dimage is None else cropped(dimage, w)), dweight, dbias
 
     return y, backward
 
@@ -95,14 +93,11 @@ def pooled(w: Window, pool: Sizes) -> Window:
     return pool_window("conv_pool", w.out, pool, None, "valid", 1, False)
 
 
-def _phases(w: Window, pool: Sizes) -> list[tuple[slice, ...]]:
-    """For each place in the window of the pool, in row-major order, the part of the padded input that it sees."""
-    p = pooled(w, pool)
-    slices = [
-        [slice(a * s, a * s + (out - 1) * s * size + d * (k - 1) + 1) for a in range(size)]
-        for s, d, k, size, out in zip(w.stride, w.dilation, w.size, p.size, p.out, strict=True)
-    ]
-    return [(slice(None), *part, slice(None)) for part in product(*slices)]
+def _seen(w: Window, p: Window) -> tuple[slice, ...]:
+    """The part of the padded input that lies under the responses that the pool keeps."""
+    sizes = zip(w.stride, w.dilation, w.size, p.size, p.out, strict=True)
+    reach = [(out * size - 1) * s + d * (k - 1) + 1 for s, d, k, size, out in sizes]
+    return (slice(None), *map(slice, reach), slice(None))
 
 
 def _prizes(xp: Any, levels: Levels, d: Array) -> list[Array]:

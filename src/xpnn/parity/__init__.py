@@ -6,7 +6,7 @@ any function over arrays (`functions`). A whole network is judged layer by layer
 drift apart (`drift`), and by the accuracy they reach (`training`).
 """
 
-from xpnn.parity.cases import CASES, LAYERS, LOSSES, OPS, SUMS, Case, Data, missing, of_layer, of_op
+from xpnn.parity.cases import CASES, LAYERS, LOSSES, OPS, PARTS, Case, Data, missing, of_layer, of_op
 from xpnn.parity.drift import DriftReport, drift
 from xpnn.parity.functions import assert_parity
 from xpnn.parity.network import compare_network
@@ -16,7 +16,7 @@ from xpnn.parity.training import TrainingReport, compare_training, permutation_p
 from xpnn.parity.yardstick import Expected, bound, expected, ratio, results
 
 __all__ = [
-    "CASES", "LAYERS", "LOSSES", "OPS", "SUMS", "Case", "Data", "DriftReport", "Expected", "Finding", "NetworkReport",
+    "CASES", "LAYERS", "LOSSES", "OPS", "PARTS", "Case", "Data", "DriftReport", "Expected", "Finding", "NetworkReport",
     "Placed", "Side", "TrainingReport", "assert_parity", "bound", "compare", "compare_network", "compare_training",
     "drift", "expected", "judge", "missing", "of_layer", "of_op", "permutation_p", "ratio", "results", "sides",
 ]  # fmt: skip

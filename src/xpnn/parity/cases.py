@@ -30,10 +30,10 @@ Shape = tuple[int, ...]
 Gradients = tuple[Array | None, ...]
 Call = Callable[[Ops, dict[str, Array | None]], tuple[dict[str, Array], Callable[..., Gradients]]]
 
-SUMS = ("matmul", "total")  # return an array alone, without backward
+PARTS = ("matmul", "total", "im2col", "col2im")  # of ops: they return an array alone, without backward
 LOSSES = ("softmax_cross_entropy", "nll", "mse", "huber", "binary_cross_entropy")  # return a 0-d sum
-_LINEAR = ("matmul", "total", "conv", "conv_transpose", "dense")
-_EXACT = ("relu", "max_pool", "global_max_pool", "ReLU", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape")
+_LINEAR = ("matmul", "total", "col2im", "conv", "conv_transpose", "dense")
+_EXACT = ("im2col", "relu", "max_pool", "global_max_pool", "ReLU", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape")
 _FROM_OUTPUT = ("elu", "sigmoid", "tanh", "ELU", "Sigmoid", "Tanh")
 _BATCHED = ("x", "a", "b", "logits", "log_probabilities", "labels", "target", "keep")
 
@@ -137,7 +137,7 @@ def of_op(op: str, label: str, *arrays: Shape | Data | None, **options: Any) -> 
 
     def call(ops: Ops, arrays: dict[str, Array | None]) -> tuple[dict[str, Array], Callable[..., Gradients]]:
         result = getattr(ops, op)(*(arrays[k] for k in data), **options)
-        if op in SUMS:
+        if op in PARTS:
             return {"y": result}, lambda dy, **_: (None,) * len(data)
         y, backward = result
         if op == "batch_norm":
@@ -146,8 +146,8 @@ def of_op(op: str, label: str, *arrays: Shape | Data | None, **options: Any) -> 
 
     return Case(
         f"{op}-{label}", op, data, call,
-        batched=() if op in SUMS else tuple(k for k in data if k in _BATCHED),
-        per_sample=op not in SUMS and not options.get("training"),
+        batched=() if op in PARTS else tuple(k for k in data if k in _BATCHED),
+        per_sample=op not in PARTS and not options.get("training"),
         exact=op in _EXACT, linear=op in _LINEAR, from_output=op in _FROM_OUTPUT, options=options,
     )  # fmt: skip
 
@@ -210,6 +210,18 @@ OPS = [
     of_op("total", "blocks-and-rest", (3, 143, 2), axis=(1,), keepdims=True),
     of_op("total", "outer", (23, 2, 31), axis=(0, 2)),
     of_op("total", "long", (20000, 2), axis=0),
+    of_op("im2col", "plain", (2, 5, 4, 3), kernel=(2, 3)),
+    of_op("im2col", "1d", (2, 7, 3), kernel=3, stride=2),
+    of_op("im2col", "3d", (2, 4, 3, 4, 2), kernel=2, dilation=(2, 1, 1)),
+    of_op("im2col", "mixed", (2, 9, 8, 2), kernel=(2, 3), stride=(3, 1), dilation=(2, 3)),
+    of_op("im2col", "one-channel", (3, 6, 6, 1), kernel=3),
+    of_op("im2col", "rest", (1, 6, 7, 4), kernel=(1, 2), stride=3),
+    of_op("col2im", "plain", (2, 4, 2, 18), spatial=(5, 4), kernel=(2, 3)),
+    of_op("col2im", "1d", (2, 3, 9), spatial=(7,), kernel=3, stride=2),
+    of_op("col2im", "3d", (2, 2, 2, 3, 16), spatial=(4, 3, 4), kernel=2, dilation=(2, 1, 1)),
+    of_op("col2im", "mixed", (2, 3, 2, 12), spatial=(9, 8), kernel=(2, 3), stride=(3, 1), dilation=(2, 3)),
+    of_op("col2im", "one-channel", (3, 4, 4, 9), spatial=(6, 6), kernel=3),
+    of_op("col2im", "rest", (1, 2, 2, 8), spatial=(6, 7), kernel=(1, 2), stride=3),
     # conv: x (N, *spatial, C), weight (C_out, *kernel, C / groups), bias (C_out,)
     of_op("conv", "plain", (2, 5, 4, 3), (4, 2, 3, 3), (4,)),
     of_op("conv", "no-bias", (2, 4, 5, 2), (3, 3, 2, 2), None),

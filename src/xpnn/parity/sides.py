@@ -14,7 +14,7 @@ import numpy as np
 from xpnn.backend import Backend
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
-from xpnn.parity.cases import SUMS, Case, Host
+from xpnn.parity.cases import PARTS, Case, Host
 from xpnn.parity.yardstick import bound, expected, ratio, results
 
 REPEATS = 3
@@ -32,8 +32,8 @@ class Side:
     def takes(self, case: Case) -> bool:
         """Whether a kernel of this side can take part in `case`; the standard bodies take every one."""
         replaced = self.ops.replaced
-        sums = not set(SUMS).isdisjoint(replaced)  # below all other ops
-        return not replaced or case.layer is not None or case.subject in replaced or sums
+        parts = not set(PARTS).isdisjoint(replaced)  # below other ops
+        return not replaced or case.layer is not None or case.subject in replaced or parts
 
 
 def sides(backend: Backend) -> list[Side]:

@@ -125,17 +125,19 @@ class Executor:
         scores, stats, backward = self.program.apply(self._tree(state["weights"]), state["stats"], images, run)
         loss, loss_backward = self.loss(self.backend.ops, scores, targets, self.constants)
         _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
-        flat = self.backend.xp.concat([self.backend.xp.reshape(gradients[path], (-1,)) for path in self.shapes])
-        return flat, stats, loss, self._right(scores, targets, loss)
+        return self._joined(gradients), stats, loss, self._right(scores, targets, loss)
 
     def evaluate(self, state: State, images: Array, targets: Array) -> Array:
         """The metrics of a batch, without training: `[sum of the loss, right answers, finite]`."""
-        xp, scores = self.backend.xp, self.predict(state, images)
+        xp, scores = self.backend.xp, self._scores(state, images)
         loss, _ = self.loss(self.backend.ops, scores, targets, self.constants)
         return xp.stack([loss, self._right(scores, targets, loss), xp.astype(xp.isfinite(loss), loss.dtype)])
 
     def predict(self, state: State, images: Array) -> Array:
         """The model's output for a batch."""
+        return self._scores(state, images)
+
+    def _scores(self, state: State, images: Array) -> Array:
         run = Run(self.backend.ops)
         return self.predictor.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
 
@@ -150,6 +152,10 @@ class Executor:
         run = Run(self.backend.ops, training=True, draws=draws, watch=watch)
         self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
         return found[0] if found else None
+
+    def _joined(self, gradients: Mapping[str, Array]) -> Array:
+        xp = self.backend.xp
+        return xp.concat([xp.reshape(gradients[path], (-1,)) for path in self.shapes])
 
     def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
         xp, right = self.backend.xp, self.loss.correct(scores, targets)

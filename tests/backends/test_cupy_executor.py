@@ -1,0 +1,184 @@
+"""Steps recorded as CUDA graphs: on a GPU where there is one, and everywhere on a stand-in that plays them back.
+
+The stand-in computes a recording anew from its own inputs, as a graph does, so that it tells whether these are
+filled, whether results outlive the next launch, and whether a state is followed.
+"""
+
+import sys
+import warnings
+from importlib import import_module
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import xpnn.backend
+from xpnn import losses
+from xpnn.conformance.networks import ADAM, CLASSES, IMAGES, LABELS, SHAPE, assert_same_tree
+from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Sequential
+from xpnn.layers.base import Layer
+from xpnn.random import Stream
+from xpnn.train.executor import Executor
+
+NET = Sequential([Conv2D(3, 3), BatchNorm(), ReLU(), MaxPool2D(2), Dropout(0.5), Flatten(), Dense(CLASSES)])
+
+
+class PlaysBack:
+    """What stands in for a CUDA graph."""
+
+    def __init__(self, compute, inputs, output):
+        self.compute, self.inputs, self.output = compute, inputs, output
+
+    def launch(self):
+        self.output[...] = self.compute(self.inputs)
+
+
+@pytest.fixture(params=["cupy", "stand-in"])
+def backend(request, monkeypatch):
+    if request.param == "cupy":
+        if reason := xpnn.backend.find("cupy").why_unavailable():
+            pytest.skip(f"cupy: {reason}")
+        yield xpnn.backend.get("cupy")
+        return
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
+    with fake_cupy.installed(gpus=1):
+        executor = import_module("xpnn_cupy.executor")
+
+        class Recorder:
+            def record(self, compute, arrays):
+                inputs = {name: a.copy() for name, a in arrays.items()}
+                with TheirState(compute):  # to record is not to compute
+                    output = compute(inputs)
+                return executor.Recording(PlaysBack(compute, inputs, output), inputs, output)
+
+        monkeypatch.setattr(executor, "Recorder", Recorder)
+        yield xpnn.backend.get("cupy")
+    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+class TheirState:
+    """The state that a step closes over, as it was, when this is left."""
+
+    def __init__(self, compute):
+        cells = [cell.cell_contents for cell in compute.__closure__ or ()]
+        self.states = [content for content in cells if isinstance(content, dict) and "weights" in content]
+
+    def __enter__(self):
+        leaves = import_module("xpnn_cupy.executor").leaves
+        self.kept = [(a, a.copy()) for state in self.states for a in leaves(state)]
+
+    def __exit__(self, *_):
+        for a, before in self.kept:
+            a[...] = before
+
+
+def executors(backend, model=NET):
+    """The plain one, and the one that records."""
+    GraphExecutor = import_module("xpnn_cupy.executor").GraphExecutor
+    return [cls(backend, model, losses.CrossEntropy(), ADAM, SHAPE, "float32") for cls in (Executor, GraphExecutor)]
+
+
+def begun(executor, seed=0):
+    weights, stats = executor.model.init(SHAPE, Stream(seed, "weights"))
+    return executor.load({"weights": weights, "stats": stats, "moments": {}})
+
+
+def step(executor, state, number, n=10):
+    backend, model = executor.backend, executor.model
+    first = number * 3 % (len(IMAGES) - n)
+    masks = {
+        d.path: backend.asarray(Stream(0, "draws").child(d.path).mask(number, n, d.shape, d.probability))
+        for d in model.draws(SHAPE)
+    }
+    images, labels = (backend.asarray(a[first : first + n]) for a in (IMAGES, LABELS))
+    return executor.step(state, images, labels, masks, executor.scalars(n, 0.1 / (number + 1), number + 1))
+
+
+def test_a_recorded_step_is_the_step(backend):
+    """The same bits, with another batch size between that is recorded by itself."""
+    sizes = [10, 10, 7, 10, 7, 7, 10]
+    results = []
+    for executor in executors(backend):
+        state, all_metrics = begun(executor), []
+        for number, n in enumerate(sizes):
+            state, metrics = step(executor, state, number, n)
+            all_metrics.append(metrics)
+        results.append((executor.save(state), [backend.to_numpy(m) for m in all_metrics]))
+    (plain, their_metrics), (recorded, metrics) = results
+    np.testing.assert_array_equal(metrics, their_metrics)
+    assert_same_tree(recorded, plain)
+    assert len({tuple(m) for m in metrics}) == len(sizes)
+
+
+def test_each_state_goes_its_own_way(backend):
+    """Recordings hold the arrays of a state; another one must not be written to them."""
+    plain, recording = executors(backend)
+    found = []
+    for executor in (plain, recording):
+        states = [begun(executor, seed) for seed in (1, 2)]
+        for number, which in enumerate([0, 0, 0, 1, 0, 1, 1, 1, 0]):
+            states[which], _ = step(executor, states[which], number)
+        found.append([executor.save(state) for state in states])
+    for theirs, ours in zip(*found, strict=True):
+        assert_same_tree(ours, theirs)
+
+
+def test_predictions_follow_the_state_and_outlive_the_next(backend):
+    plain, recording = executors(backend)
+    results = []
+    for executor in (plain, recording):
+        state, found = begun(executor), []
+        for number in range(4):
+            images, labels = (backend.asarray(a[number : number + 8]) for a in (IMAGES, LABELS))
+            found += [executor.predict(state, images), executor.evaluate(state, images, labels)]
+            state, _ = step(executor, state, number)
+        results.append([backend.to_numpy(a) for a in found])
+    for theirs, ours in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Looks(Layer):
+    """Looks at a value, which nothing can do before it is computed."""
+
+    def shape(self, in_shape):
+        return in_shape
+
+    def apply(self, weights, stats, x, run):
+        if bool(run.ops.total(x, (0, 1)) > 0):
+            x = x * 2
+        return x, {}, lambda dy, *, input_gradient=True: (dy * 2, {})
+
+
+def test_what_cannot_be_recorded_is_computed_and_told_once(backend, monkeypatch):
+    model = Sequential([Flatten(), Looks(), Dense(CLASSES)])
+    plain, recording = executors(backend, model)
+    if type(recording._recorder).__module__ != "xpnn_cupy.executor":
+
+        def refuse(compute, arrays):
+            raise RuntimeError("the current stream is capturing")
+
+        monkeypatch.setattr(recording._recorder, "record", refuse, raising=False)
+    states = []
+    for executor in (plain, recording):
+        state = begun(executor)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for number in range(4):
+                state, _ = step(executor, state, number)
+        states.append(executor.save(state))
+        told = [str(w.message) for w in caught]
+    assert_same_tree(*states)
+    assert len(told) == 1
+    assert told[0].startswith("this step cannot be recorded as a CUDA graph and runs call by call, which is slower (")
+
+
+def test_few_recordings_are_kept(backend, monkeypatch):
+    _, executor = executors(backend)
+    monkeypatch.setattr(sys.modules[type(executor).__module__], "KEPT", 3)
+    state = begun(executor)
+    for n in (5, 5, 6, 6, 7, 7, 8, 8, 5):
+        executor.predict(state, backend.asarray(IMAGES[:n]))
+    kept = {key[1][1][0]: recording is not None for key, recording in executor._recordings.items()}
+    assert kept == {7: True, 8: True, 5: False}
