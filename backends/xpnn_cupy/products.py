@@ -61,11 +61,11 @@ def _layout(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> tupl
     """Whether transposed, and the distances of rows and of matrices in elements; None: cuBLAS has no words for it."""
     (rows, columns), (down, along) = shape[-2:], strides[-2:]
     apart = strides[0] if len(shape) == 3 and shape[0] > 1 else 0
-    if apart % size or apart < 0:
+    if apart < 0:
         return None
-    if (along == size or columns == 1) and (rows == 1 or (down >= columns * size and down % size == 0)):
+    if (along == size or columns == 1) and (rows == 1 or down >= columns * size):
         return False, columns if rows == 1 else down // size, apart // size
-    if (down == size or rows == 1) and (columns == 1 or (along >= rows * size and along % size == 0)):
+    if (down == size or rows == 1) and (columns == 1 or along >= rows * size):
         return True, rows if columns == 1 else along // size, apart // size
     return None
 

@@ -112,6 +112,7 @@ def layouts(shape):
         "every second": x[..., ::2, ::2],
         "backwards": x[..., rows - 1 :: -1, :columns],
         "one for all": np.broadcast_to(x[..., :1, :columns], shape),
+        "the last first": np.ascontiguousarray(x[..., :rows, :columns])[::-1],
     }
 
 
