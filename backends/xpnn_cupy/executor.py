@@ -5,10 +5,11 @@ A step of a small network is hundreds of short kernels, and to launch each from 
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cupy
@@ -16,6 +17,7 @@ import cupy
 from xpnn.backend import one_line
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor, State
+from xpnn_cupy import products
 
 KEPT = 32  # recordings, and shapes that were seen once: a batch of every size would be too many
 
@@ -34,6 +36,7 @@ class GraphExecutor(Executor):
         self._recordings: OrderedDict[Any, Recording | None] = OrderedDict()
         self._state: list[Array] = []
         self._recorder: Recorder | None = Recorder()
+        self._attempts = 2  # what another thread does to the device may spoil one
 
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
@@ -76,20 +79,21 @@ class GraphExecutor(Executor):
             try:
                 recording = self._recorder.record(compute, arrays)
             except Exception as e:  # whatever it is: the same has been computed before
-                self._recorder = None
-                self._recordings.clear()
-                warnings.warn(
-                    f"this {what} cannot be recorded as a CUDA graph and runs call by call, which is slower "
-                    f"({one_line(e)})",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-                return compute(arrays)
+                self._attempts -= 1
+                if not self._attempts:
+                    self._give_up(what, e)
+                    return compute(arrays)
         self._recordings[key] = recording
         self._recordings.move_to_end(key)
         while len(self._recordings) > KEPT:
             self._recordings.popitem(last=False)
         return compute(arrays) if recording is None else recording.launch(arrays)
+
+    def _give_up(self, what: str, e: Exception) -> None:
+        self._recorder = None
+        self._recordings.clear()
+        text = f"this {what} cannot be recorded as a CUDA graph and runs call by call, which is slower ({one_line(e)})"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _joined(self, gradients: Mapping[str, Array]) -> Array:
         parts = self._parts
@@ -122,7 +126,8 @@ class Recorder:
     def record(self, compute: Callable[[Arrays], Array], arrays: Arrays) -> Recording:
         """Note down what `compute` launches for arrays like these; nothing is computed."""
         inputs = {name: a.copy() for name, a in arrays.items()}
-        with cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+        with cupy.cuda.using_allocator(self.pool.malloc), self.stream, uncollected():
+            products.current()  # a handle is not made while recording
             self.stream.begin_capture()
             try:
                 output = compute(inputs)
@@ -131,6 +136,18 @@ class Recorder:
                     self.stream.end_capture()
                 raise
             return Recording(self.stream.end_capture(), inputs, output)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: an old handle that it frees waits for the device, which spoils a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def leaves(state: State) -> list[Array]:

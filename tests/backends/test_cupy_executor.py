@@ -4,6 +4,7 @@ The stand-in computes a recording anew from its own inputs, as a graph does, so 
 filled, whether results outlive the next launch, and whether a state is followed.
 """
 
+import gc
 import sys
 import warnings
 from importlib import import_module
@@ -172,6 +173,38 @@ def test_what_cannot_be_recorded_is_computed_and_told_once(backend, monkeypatch)
     assert_same_tree(*states)
     assert len(told) == 1
     assert told[0].startswith("this step cannot be recorded as a CUDA graph and runs call by call, which is slower (")
+
+
+def test_one_attempt_may_fail(backend, monkeypatch):
+    """As where another thread waits for the device meanwhile."""
+    plain, recording = executors(backend)
+    record, failures = recording._recorder.record, [RuntimeError("operation failed due to a previous error")]
+
+    def fails_once(compute, arrays):
+        if failures:
+            raise failures.pop()
+        return record(compute, arrays)
+
+    monkeypatch.setattr(recording._recorder, "record", fails_once)
+    states = []
+    for executor in (plain, recording):
+        state = begun(executor)
+        for number in range(5):
+            state, _ = step(executor, state, number)
+        states.append(executor.save(state))
+    assert_same_tree(*states)
+    assert not failures
+    assert None not in recording._recordings.values()
+
+
+def test_nothing_is_collected_meanwhile(backend):
+    uncollected = import_module("xpnn_cupy.executor").uncollected
+    with uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_few_recordings_are_kept(backend, monkeypatch):
