@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 VALUES = "tests/ops/test_values.py"
 CASES = "tests/test_cases.py"
 EXECUTOR = "tests/backends/test_numpy_executor.py"
+GRAPHS = "tests/backends/test_cupy_executor.py"
 NETWORK = "tests/parity/test_network.py"
 
 MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the code, what it becomes
@@ -97,6 +98,36 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "backends/xpnn_numpy/kernels/convolution.py",
         "turned = np.moveaxis(np.flip(weight, axes), 0, -2)",
         "turned = np.moveaxis(weight, 0, -2)",
+    ),
+    "columns go back without the last tap": (
+        VALUES,
+        "src/xpnn/ops/columns.py",
+        "in enumerate(_parts(w)):",
+        "in enumerate(_parts(w)[:-1]):",
+    ),
+    "cuBLAS is told the factors the wrong way round": (
+        "tests/backends/test_cupy_products.py",
+        "backends/xpnn_cupy/products.py",
+        "int(b.transposed), int(a.transposed)",
+        "int(a.transposed), int(b.transposed)",
+    ),
+    "a graph is launched on the batch before": (
+        GRAPHS,
+        "backends/xpnn_cupy/executor.py",
+        "self.inputs[name][...] = a",
+        "self.inputs[name] = a",
+    ),
+    "what a graph leaves is not kept": (
+        GRAPHS,
+        "backends/xpnn_cupy/executor.py",
+        "return self.output.copy()",
+        "return self.output",
+    ),
+    "a graph recorded for another state": (
+        GRAPHS,
+        "backends/xpnn_cupy/executor.py",
+        "any(a is not b for a, b in zip(held, self._state, strict=True))",
+        "False",
     ),
     "a phase that the pool drops": (
         CASES,

@@ -50,7 +50,7 @@ def backend(request, monkeypatch):
                 inputs = {name: a.copy() for name, a in arrays.items()}
                 with TheirState(compute):  # to record is not to compute
                     output = compute(inputs)
-                return executor.Recording(PlaysBack(compute, inputs, output), inputs, output)
+                return executor.Recording(PlaysBack(compute, dict(inputs), output), inputs, output)
 
         monkeypatch.setattr(executor, "Recorder", Recorder)
         yield xpnn.backend.get("cupy")
