@@ -278,12 +278,16 @@ def test_a_forked_process_trains():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent in another way")
 def test_ctrl_c_ends_it():
-    code = TRAIN + "print('go', flush=True)\ntrainer.fit(x, y, batch_size=64, epochs=10**6)"
+    listen = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also in the background
+    code = TRAIN + listen + "print('go', flush=True)\ntrainer.fit(x, y, batch_size=64, epochs=10**6)"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "go\n"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        try:
+            assert process.stdout.readline() == "go\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()  # else a test that fails would wait for it for ever
     assert process.returncode != 0
     assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
 
