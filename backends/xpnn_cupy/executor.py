@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from threading import RLock
 from typing import Any
 
 import cupy
@@ -20,6 +21,7 @@ from xpnn.train.executor import Executor, State
 from xpnn_cupy import products
 
 KEPT = 32  # recordings, and shapes that were seen once: a batch of every size would be too many
+ATTEMPTS = 2  # to record: what another thread does to the device may spoil one
 
 Arrays = dict[str, Array]
 
@@ -27,8 +29,9 @@ Arrays = dict[str, Array]
 class GraphExecutor(Executor):
     """The plain executor, whose work is recorded where it comes a second time in the same shapes.
 
-    A recording holds the addresses of all arrays, so the state stays where it is: a step updates it in place. What
-    cannot be recorded, such as a layer that looks at values, is computed one call after the other, as it was.
+    A recording holds the addresses of all arrays, so the state stays where it is: a step updates it in place. And it
+    repeats what the layers launched then: these may depend on their arrays alone. What cannot be recorded, such as a
+    layer that looks at values, is computed one call after the other, as it was.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,7 +39,7 @@ class GraphExecutor(Executor):
         self._recordings: OrderedDict[Any, Recording | None] = OrderedDict()
         self._state: list[Array] = []
         self._recorder: Recorder | None = Recorder()
-        self._attempts = 2  # what another thread does to the device may spoil one
+        self._attempts, self._lock = ATTEMPTS, RLock()
 
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
@@ -46,8 +49,7 @@ class GraphExecutor(Executor):
         def compute(arrays: Arrays) -> Array:
             masks = {path: arrays[f"draws {path}"] for path in draws}
             new, metrics = Executor.step(self, state, arrays["images"], arrays["targets"], masks, arrays["scalars"])
-            for old, value in zip(leaves(state), leaves(new), strict=True):
-                old[...] = value
+            overwrite(state, new)
             return metrics
 
         given = {"images": images, "targets": targets, "scalars": scalars}
@@ -67,35 +69,37 @@ class GraphExecutor(Executor):
 
     def _run(self, what: str, state: State, arrays: Arrays, compute: Callable[[Arrays], Array]) -> Array:
         """Launch the recording of `compute`; the first time compute at once, the second time record."""
+        with self._lock:  # recordings share their memory
+            held = leaves(state)
+            if len(held) != len(self._state) or any(a is not b for a, b in zip(held, self._state, strict=True)):
+                self._recordings.clear()
+                self._state = held
+            key = what, *((name, a.shape, a.dtype) for name, a in arrays.items())
+            recording = self._recordings.get(key)
+            if recording is None and key in self._recordings:
+                recording = self._record(what, arrays, compute)
+            self._recordings[key] = recording
+            self._recordings.move_to_end(key)
+            while len(self._recordings) > KEPT:
+                self._recordings.popitem(last=False)
+            return compute(arrays) if recording is None else recording.launch(arrays)
+
+    def _record(self, what: str, arrays: Arrays, compute: Callable[[Arrays], Array]) -> Recording | None:
         if self._recorder is None:
-            return compute(arrays)
-        held = leaves(state)
-        if len(held) != len(self._state) or any(a is not b for a, b in zip(held, self._state, strict=True)):
-            self._recordings.clear()
-            self._state = held
-        key = what, *((name, a.shape, a.dtype) for name, a in arrays.items())
-        seen, recording = key in self._recordings, self._recordings.get(key)
-        if seen and recording is None:
-            try:
-                recording = self._recorder.record(compute, arrays)
-            except Exception as e:  # whatever it is: the same has been computed before
-                self._attempts -= 1
-                if not self._attempts:
-                    self._give_up(what, e)
-                    return compute(arrays)
-        self._recordings[key] = recording
-        self._recordings.move_to_end(key)
-        while len(self._recordings) > KEPT:
-            self._recordings.popitem(last=False)
-        return compute(arrays) if recording is None else recording.launch(arrays)
+            return None
+        try:
+            recording = self._recorder.record(compute, arrays)
+        except Exception as e:  # whatever it is: the same has been computed before
+            self._attempts -= 1
+            if not self._attempts:
+                self._recorder = None
+                text = f"this {what} cannot be recorded as a CUDA graph and runs call by call, which is slower"
+                warnings.warn(f"{text} ({one_line(e)})", RuntimeWarning, stacklevel=4)
+            return None
+        self._attempts = ATTEMPTS
+        return recording
 
-    def _give_up(self, what: str, e: Exception) -> None:
-        self._recorder = None
-        self._recordings.clear()
-        text = f"this {what} cannot be recorded as a CUDA graph and runs call by call, which is slower ({one_line(e)})"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
-
-    def _joined(self, gradients: Mapping[str, Array]) -> Array:
+    def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         parts = self._parts
         flat = cupy.empty(parts[-1][1].stop, self.dtype)
         for path, part, _ in parts:  # `concat` of more than eight copies their addresses from the host
@@ -104,38 +108,53 @@ class GraphExecutor(Executor):
 
 
 class Recording:
-    """A graph with the arrays that it reads and the one that it leaves."""
+    """A graph with the arrays that it reads, the one that it leaves, and what else it must outlive."""
 
-    def __init__(self, graph: Any, inputs: Arrays, output: Array) -> None:
-        self.graph, self.inputs, self.output = graph, inputs, output
+    def __init__(self, graph: Any, inputs: Arrays, output: Array, handle: Any, done: Any) -> None:
+        self.graph, self.inputs, self.output, self.handle, self.done = graph, inputs, output, handle, done
 
     def launch(self, arrays: Arrays) -> Array:
-        """Compute anew."""
+        """Compute anew, after what was launched before, on whichever stream that was."""
+        stream = cupy.cuda.get_current_stream()
+        stream.wait_event(self.done)
         for name, a in arrays.items():
             self.inputs[name][...] = a
         self.graph.launch()
-        return self.output.copy()
+        output = self.output.copy()
+        self.done.record(stream)
+        return output
 
 
 class Recorder:
     """Records on a stream of its own, with memory of its own, which nobody else is given while recordings live."""
 
     def __init__(self) -> None:
-        self.stream, self.pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+        self.stream, self.pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool(allocate)
+        self.done = cupy.cuda.Event(disable_timing=True)
 
     def record(self, compute: Callable[[Arrays], Array], arrays: Arrays) -> Recording:
         """Note down what `compute` launches for arrays like these; nothing is computed."""
         inputs = {name: a.copy() for name, a in arrays.items()}
+        cupy.get_default_memory_pool().free_all_blocks()  # left from the first time; a recording takes as much again
         with cupy.cuda.using_allocator(self.pool.malloc), self.stream, uncollected():
-            products.current()  # a handle is not made while recording
-            self.stream.begin_capture()
+            handle = products.current()  # not made while recording
             try:
+                self.stream.begin_capture()
                 output = compute(inputs)
+                graph = self.stream.end_capture()
             except BaseException:
                 with suppress(cupy.cuda.runtime.CUDARuntimeError):  # the call that failed has spoiled the recording
                     self.stream.end_capture()
                 raise
-            return Recording(self.stream.end_capture(), inputs, output)
+        return Recording(graph, inputs, output, handle, self.done)
+
+
+def allocate(size: int) -> Any:
+    """Memory of the device. At CuPy's own error its pool would free blocks that recordings have noted down."""
+    try:
+        return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+    except cupy.cuda.runtime.CUDARuntimeError as e:
+        raise MemoryError(f"the GPU has not {size:,} bytes left for a recording: {one_line(e)}") from e
 
 
 @contextmanager
@@ -153,3 +172,12 @@ def uncollected() -> Iterator[None]:
 def leaves(state: State) -> list[Array]:
     """The arrays of a state."""
     return [state["weights"], *state["moments"].values(), *state["stats"].values(), state["finite"]]
+
+
+def overwrite(state: State, new: State) -> None:
+    """Write the values of one state into the arrays of another."""
+    for name in ("weights", "finite"):
+        state[name][...] = new[name]
+    for kind in ("moments", "stats"):
+        for name, a in state[kind].items():
+            a[...] = new[kind][name]

@@ -7,7 +7,10 @@ filled, whether results outlive the next launch, and whether a state is followed
 import gc
 import sys
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 
 import fake_cupy
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 import xpnn.backend
 from xpnn import losses
 from xpnn.conformance.networks import ADAM, CLASSES, IMAGES, LABELS, SHAPE, assert_same_tree
-from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Sequential
+from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Residual, Sequential
 from xpnn.layers.base import Layer
 from xpnn.random import Stream
 from xpnn.train.executor import Executor
@@ -50,9 +53,12 @@ def backend(request, monkeypatch):
                 inputs = {name: a.copy() for name, a in arrays.items()}
                 with TheirState(compute):  # to record is not to compute
                     output = compute(inputs)
-                return executor.Recording(PlaysBack(compute, dict(inputs), output), inputs, output)
+                return executor.Recording(PlaysBack(compute, dict(inputs), output), inputs, output, None, done)
 
+        done = SimpleNamespace(record=lambda stream: None)
+        stream = SimpleNamespace(wait_event=lambda event: None)
         monkeypatch.setattr(executor, "Recorder", Recorder)
+        monkeypatch.setattr(executor.cupy.cuda, "get_current_stream", lambda: stream, raising=False)
         yield xpnn.backend.get("cupy")
     for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
         del sys.modules[name]
@@ -107,6 +113,7 @@ def test_a_recorded_step_is_the_step(backend):
             state, metrics = step(executor, state, number, n)
             all_metrics.append(metrics)
         results.append((executor.save(state), [backend.to_numpy(m) for m in all_metrics]))
+    assert [recording is not None for recording in executor._recordings.values()] == [True, True]
     (plain, their_metrics), (recorded, metrics) = results
     np.testing.assert_array_equal(metrics, their_metrics)
     assert_same_tree(recorded, plain)
@@ -197,14 +204,116 @@ def test_one_attempt_may_fail(backend, monkeypatch):
     assert None not in recording._recordings.values()
 
 
-def test_nothing_is_collected_meanwhile(backend):
-    uncollected = import_module("xpnn_cupy.executor").uncollected
-    with uncollected():
-        assert not gc.isenabled()
-        with uncollected():
-            pass
-        assert not gc.isenabled()
+class Swaps(Layer):
+    """Returns its statistics in another order than it has them."""
+
+    def shape(self, in_shape):
+        return in_shape
+
+    def init(self, in_shape, stream):
+        return {}, {"a": np.zeros(2), "b": np.ones(2)}
+
+    def apply(self, weights, stats, x, run):
+        return x, {"b": stats["b"] * 3, "a": stats["a"] - 1}, lambda dy, *, input_gradient=True: (dy, {})
+
+
+def test_statistics_go_by_their_names(backend):
+    for executor in executors(
+        backend, Residual(Sequential([Flatten(), Dense(CLASSES), Swaps()]), Sequential([Flatten(), Dense(CLASSES)]))
+    ):
+        state = begun(executor)
+        for number in range(3):
+            state, _ = step(executor, state, number)
+        found = {path.rpartition(".")[2]: a.tolist() for path, a in executor.save(state)["stats"].items()}
+        assert found == {"a": [-3, -3], "b": [27, 27]}
+
+
+class Log:
+    """What stands in for CuPy's stream: who was called, in what order, and whether the collector was at work."""
+
+    def __init__(self, fails=None):
+        self.calls, self.fails = [], fails
+
+    def call(self, name, *_, **__):
+        self.calls.append((name, gc.isenabled()))
+        if name == self.fails:
+            raise CUDARuntimeError
+        return name
+
+    def __enter__(self):
+        self.call("stream")
+
+    def __exit__(self, *_):
+        self.call("back")
+
+    def __getattr__(self, name):
+        return partial(self.call, name)
+
+
+class CUDARuntimeError(Exception):
+    pass
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Makes the recorder itself, on such a stream."""
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
+    with fake_cupy.installed(gpus=1):
+        executor = import_module("xpnn_cupy.executor")
+
+        def make(log):
+            cuda = SimpleNamespace(
+                Stream=lambda non_blocking: log,
+                MemoryPool=lambda allocate: SimpleNamespace(malloc="malloc"),
+                Event=lambda disable_timing: "done",
+                using_allocator=lambda malloc: nullcontext(),
+                runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+                Memory=partial(log.call, "memory"),
+                MemoryPointer=lambda memory, offset: (memory, offset),
+            )
+            pool = SimpleNamespace(free_all_blocks=partial(log.call, "free"))
+            monkeypatch.setattr(executor, "cupy", SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool))
+            monkeypatch.setattr(executor, "products", SimpleNamespace(current=partial(log.call, "handle")))
+            return executor.Recorder(), executor
+
+        yield make
+    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+
+
+def test_how_it_records(recorder):
+    log, given = Log(), {"x": np.ones(2)}
+    made, _ = recorder(log)
+    found = made.record(lambda arrays: log.call("compute") and arrays["x"], given)
+    assert log.calls == [
+        ("free", True), ("stream", True), ("handle", False), ("begin_capture", False), ("compute", False),
+        ("end_capture", False), ("back", True),
+    ]  # fmt: skip
+    assert (found.graph, found.handle, found.done) == ("end_capture", "handle", "done")
+    assert found.output is found.inputs["x"]
+    assert found.inputs["x"] is not given["x"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("fails", [None, "end_capture"])
+def test_a_recording_that_fails_is_ended(recorder, error, fails):
+    def compute(arrays):
+        raise error
+
+    log = Log(fails)
+    with pytest.raises(error):
+        recorder(log)[0].record(compute, {})
+    assert [name for name, _ in log.calls][-2:] == ["end_capture", "back"]
     assert gc.isenabled()
+
+
+def test_memory_that_is_not_there_is_no_error_of_cupy(recorder):
+    """Its pool would answer that one by freeing blocks that recordings have noted down."""
+    assert recorder(Log())[1].allocate(5000) == ("memory", 0)
+    executor = recorder(Log("memory"))[1]
+    with pytest.raises(MemoryError, match=r"the GPU has not 5,000 bytes left for a recording: CUDARuntimeError"):
+        executor.allocate(5000)
 
 
 def test_few_recordings_are_kept(backend, monkeypatch):

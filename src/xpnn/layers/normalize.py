@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, ClassVar
 
+import array_api_extra as xpx
 import numpy as np
 
 from xpnn.errors import ShapeError
@@ -86,7 +87,10 @@ class Normalize(Layer):
             if not isinstance(value, tuple):
                 return value
             channels("normalize", x, len(value), "this layer")
-            return xp.asarray(value, dtype=x.dtype, device=device(x))
+            values = xp.full((len(value),), value[0], dtype=x.dtype, device=device(x))
+            for i, v in enumerate(value[1:], start=1):  # a copy from the host could not be recorded as a part of a step
+                values = xpx.at(values)[i].set(v)
+            return values
 
         mean, std = constant(self.mean), constant(self.std)
 

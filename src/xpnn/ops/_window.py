@@ -46,6 +46,11 @@ class Window:
         """Whether no input lies under two windows."""
         return all(d * (k - 1) < s for k, s, d in zip(self.size, self.stride, self.dilation, strict=True))
 
+    def reach(self, places: tuple[int, ...]) -> tuple[int, ...]:
+        """How many inputs in a row so many places of the window span, along each axis."""
+        rows = zip(places, self.size, self.stride, self.dilation, strict=True)
+        return tuple((count - 1) * s + d * (k - 1) + 1 for count, k, s, d in rows)
+
     def axes(self) -> list[Window]:
         """The same along each axis by itself."""
         rows = zip(self.n, self.size, self.stride, self.dilation, self.pads, self.out, strict=True)

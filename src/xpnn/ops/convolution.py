@@ -203,8 +203,8 @@ class _Columns:
 
     def gather(self, image: Array, block: _Block) -> Array:
         """The columns of a block: `(G, rows, K·C/G)`."""
-        xp, g, seen = self.xp, self.groups, image[(block[0], *self._seen(block), slice(None))]
-        columns = self.ops.im2col(seen, **self.geometry)
+        xp, g, under = self.xp, self.groups, image[(block[0], *self._under(block), slice(None))]
+        columns = self.ops.im2col(under, **self.geometry)
         if g == 1:
             return xp.reshape(columns, (1, -1, self.taps * self.c))
         columns = xp.reshape(columns, (-1, self.taps, g, self.c // g))
@@ -222,9 +222,9 @@ class _Columns:
             return self.ops.col2im(columns, spatial=self.w.padded, **self.geometry)
         if image is None:
             image = xp.zeros((self.n, *self.w.padded, self.c), dtype=columns.dtype, device=device(columns))
-        seen = self._seen(block)
-        part = self.ops.col2im(columns, spatial=tuple(s.stop - s.start for s in seen), **self.geometry)
-        return xpx.at(image)[(samples, *seen, slice(None))].add(part)
+        under = self._under(block)
+        part = self.ops.col2im(columns, spatial=tuple(s.stop - s.start for s in under), **self.geometry)
+        return xpx.at(image)[(samples, *under, slice(None))].add(part)
 
     def cut(self, image: Array, block: _Block) -> Array:
         """The rows of a block of an image without window: `(G, rows, C/G)`."""
@@ -238,14 +238,12 @@ class _Columns:
         y = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
         return xp.reshape(xp.permute_dims(y, (1, 0, 2)), (self.n, *self.w.out, y.shape[0] * y.shape[2]))
 
-    def _seen(self, block: _Block) -> tuple[slice, ...]:
+    def _under(self, block: _Block) -> tuple[slice, ...]:
         """The part of the padded image that lies under the windows of a block."""
-        w, lines = self.w, block[1]
-        counts = (lines.stop - lines.start, *w.out[1:])
-        sizes = zip(counts, w.size, w.stride, w.dilation, strict=True)
-        reach = [(count - 1) * s + d * (k - 1) + 1 for count, k, s, d in sizes]
-        first = lines.start * w.stride[0]
-        return slice(first, first + reach[0]), *(slice(0, r) for r in reach[1:])
+        lines = block[1]
+        reach, *others = self.w.reach((lines.stop - lines.start, *self.w.out[1:]))
+        first = lines.start * self.w.stride[0]
+        return slice(first, first + reach), *(slice(0, other) for other in others)
 
 
 def geometry(

@@ -54,7 +54,9 @@ def conv_pool(
     """
     xp, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
     p = pooled(w, pool)
-    image, seen = padded(xp, x, w), _seen(w, p)
+    image = padded(xp, x, w)
+    kept = w.reach(tuple(out * size for out, size in zip(p.out, p.size, strict=True)))  # by the pool, of the responses
+    seen = (slice(None), *map(slice, kept), slice(None))
     responses, conv_backward = ops.conv(image[seen], weight, stride=w.stride, dilation=w.dilation)
     phases = [(slice(None), *(slice(a, None, s) for a, s in zip(tap, p.size, strict=True))) for tap in p.taps()]
     levels = tournament(xp.maximum, [responses[(*phase, slice(None))] for phase in phases])
@@ -91,13 +93,6 @@ def tournament(maximum: Callable[[Array, Array], Array], phases: list[Array]) ->
 def pooled(w: Window, pool: Sizes) -> Window:
     """The checked windows of a pool over the responses of `w`."""
     return pool_window("conv_pool", w.out, pool, None, "valid", 1, False)
-
-
-def _seen(w: Window, p: Window) -> tuple[slice, ...]:
-    """The part of the padded input that lies under the responses that the pool keeps."""
-    sizes = zip(w.stride, w.dilation, w.size, p.size, p.out, strict=True)
-    reach = [(out * size - 1) * s + d * (k - 1) + 1 for s, d, k, size, out in sizes]
-    return (slice(None), *map(slice, reach), slice(None))
 
 
 def _prizes(xp: Any, levels: Levels, d: Array) -> list[Array]:

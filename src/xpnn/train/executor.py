@@ -125,7 +125,7 @@ class Executor:
         scores, stats, backward = self.program.apply(self._tree(state["weights"]), state["stats"], images, run)
         loss, loss_backward = self.loss(self.backend.ops, scores, targets, self.constants)
         _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
-        return self._joined(gradients), stats, loss, self._right(scores, targets, loss)
+        return self._flat_gradient(gradients), stats, loss, self._right(scores, targets, loss)
 
     def evaluate(self, state: State, images: Array, targets: Array) -> Array:
         """The metrics of a batch, without training: `[sum of the loss, right answers, finite]`."""
@@ -153,7 +153,7 @@ class Executor:
         self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
         return found[0] if found else None
 
-    def _joined(self, gradients: Mapping[str, Array]) -> Array:
+    def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         xp = self.backend.xp
         return xp.concat([xp.reshape(gradients[path], (-1,)) for path in self.shapes])
 
