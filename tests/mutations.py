@@ -120,8 +120,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "what a graph leaves is not kept": (
         GRAPHS,
         "backends/xpnn_cupy/executor.py",
-        "return self.output.copy()",
-        "return self.output",
+        "output = self.output.copy()",
+        "output = self.output",
     ),
     "a graph recorded for another state": (
         GRAPHS,
