@@ -17,6 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import xpnn_cupy
+
+OURS = "xpnn_cupy."
 
 _TEXTS = {
     35: "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version",
@@ -256,7 +259,8 @@ def make(
 def installed(**machine: Any) -> Iterator[ModuleType]:
     """Such a CuPy in the place of the one that is, or is not, installed; see `make`.
 
-    The standard bodies run on it: kernels and graphs take a GPU.
+    The standard bodies run on it: kernels and graphs take a GPU. Modules of the backend that are imported meanwhile are
+    those of the stand-in, and nobody's afterwards.
     """
     import array_api_compat
 
@@ -275,11 +279,16 @@ def installed(**machine: Any) -> Iterator[ModuleType]:
             os.environ["XPNN_KERNELS"] = asked
         _taken_out()
         sys.modules.update(kept)
+        for name, module in kept.items():
+            if name.startswith(OURS):
+                setattr(xpnn_cupy, name.removeprefix(OURS), module)
         array_api_compat.__dict__.pop("cupy", None)
         if attribute is not None:
             array_api_compat.cupy = attribute
 
 
 def _taken_out() -> dict[str, ModuleType]:
-    names = [n for n in sys.modules if n.split(".")[0] == "cupy" or n.startswith("array_api_compat.cupy")]
+    names = [n for n in sys.modules if n.split(".")[0] == "cupy" or n.startswith(("array_api_compat.cupy", OURS))]
+    for name in names:
+        vars(xpnn_cupy).pop(name.removeprefix(OURS), None)
     return {n: sys.modules.pop(n) for n in names}

@@ -44,7 +44,6 @@ def backend(request, monkeypatch):
             pytest.skip(f"cupy: {reason}")
         yield xpnn.backend.get("cupy")
         return
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
     with fake_cupy.installed(gpus=1):
         executor = import_module("xpnn_cupy.executor")
 
@@ -60,9 +59,6 @@ def backend(request, monkeypatch):
         monkeypatch.setattr(executor, "Recorder", Recorder)
         monkeypatch.setattr(executor.cupy.cuda, "get_current_stream", lambda: stream, raising=False)
         yield xpnn.backend.get("cupy")
-    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
-        del sys.modules[name]
-    sys.modules.update(kept)
 
 
 class TheirState:
@@ -257,7 +253,6 @@ class CUDARuntimeError(Exception):
 @pytest.fixture
 def recorder(monkeypatch):
     """Makes the recorder itself, on such a stream."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
     with fake_cupy.installed(gpus=1):
         executor = import_module("xpnn_cupy.executor")
 
@@ -277,9 +272,6 @@ def recorder(monkeypatch):
             return executor.Recorder(), executor
 
         yield make
-    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
-        del sys.modules[name]
-    sys.modules.update(kept)
 
 
 def test_how_it_records(recorder):

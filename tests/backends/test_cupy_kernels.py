@@ -1,6 +1,5 @@
 """Columns on CuPy: their view of the image on NumPy, where it is the same one; all of it on a GPU."""
 
-import sys
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -24,7 +23,6 @@ class Memory(np.ndarray):
 @pytest.fixture
 def kernels(monkeypatch):
     """The module, on NumPy."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
     with fake_cupy.installed(gpus=1):
         module = import_module("xpnn_cupy.kernels")
 
@@ -41,9 +39,6 @@ def kernels(monkeypatch):
         stand_in = SimpleNamespace(ndarray=ndarray, ascontiguousarray=lambda x: np.ascontiguousarray(x).view(Memory))
         monkeypatch.setattr(module, "cupy", stand_in)
         yield module
-    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
-        del sys.modules[name]
-    sys.modules.update(kept)
 
 
 GEOMETRIES = [

@@ -1,7 +1,6 @@
 """What cuBLAS is told of a product: on a GPU by cuBLAS itself, everywhere by a stand-in that reads what it is told."""
 
 import ctypes
-import sys
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -74,7 +73,6 @@ class Cublas:
 @pytest.fixture
 def products(monkeypatch):
     """The module, on NumPy."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("xpnn_cupy.")}
     with fake_cupy.installed(gpus=1):
         module = import_module("xpnn_cupy.products")
         stand_in = SimpleNamespace(
@@ -91,9 +89,6 @@ def products(monkeypatch):
         monkeypatch.setattr(module, "_library", lambda: cublas)
         module.cublas = cublas
         yield module
-    for name in [name for name in sys.modules if name.startswith("xpnn_cupy.")]:
-        del sys.modules[name]
-    sys.modules.update(kept)
 
 
 class Streams:

@@ -1,5 +1,6 @@
 """All of the CuPy backend that can run without a GPU, on a stand-in for CuPy; see fake_cupy.py."""
 
+import importlib
 import json
 import sys
 
@@ -244,3 +245,15 @@ def test_listed(cupy):
     assert entry["usable"]
     assert entry["reason"] is None
     assert entry["describe"]["gpu"] == "NVIDIA H200"
+
+
+def test_modules_of_the_backend_are_those_of_the_cupy_that_is_there():
+    import xpnn_cupy
+
+    before = sys.modules.get("xpnn_cupy.products"), vars(xpnn_cupy).get("products")
+    with fake_cupy.installed() as first:
+        assert importlib.import_module("xpnn_cupy.products").cupy is first
+        with fake_cupy.installed() as second:
+            assert importlib.import_module("xpnn_cupy.executor").products.cupy is second
+        assert xpnn_cupy.products.cupy is importlib.import_module("xpnn_cupy.executor").cupy is first
+    assert (sys.modules.get("xpnn_cupy.products"), vars(xpnn_cupy).get("products")) == before
