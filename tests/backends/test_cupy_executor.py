@@ -263,6 +263,7 @@ def recorder(monkeypatch):
                 Event=lambda disable_timing: "done",
                 using_allocator=lambda malloc: nullcontext(),
                 runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+                get_current_stream=lambda: log,
                 Memory=partial(log.call, "memory"),
                 MemoryPointer=lambda memory, offset: (memory, offset),
             )
@@ -285,6 +286,15 @@ def test_how_it_records(recorder):
     assert (found.graph, found.handle, found.done) == ("end_capture", "handle", "done")
     assert found.output is found.inputs["x"]
     assert found.inputs["x"] is not given["x"]
+
+
+def test_a_launch_waits_for_the_one_before(recorder):
+    """On whichever stream that was: they share their memory."""
+    log, inputs = Log(), {"x": np.zeros(2)}
+    _, executor = recorder(log)
+    output = executor.Recording(log, inputs, inputs["x"], None, log).launch({"x": np.arange(2)})
+    assert [name for name, _ in log.calls] == ["wait_event", "launch", "record"]
+    np.testing.assert_array_equal(output, [0, 1])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
