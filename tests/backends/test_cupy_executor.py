@@ -6,7 +6,9 @@ filled, whether results outlive the next launch, and whether a state is followed
 
 import gc
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
@@ -326,3 +328,47 @@ def test_few_recordings_are_kept(backend, monkeypatch):
         executor.predict(state, backend.asarray(IMAGES[:n]))
     kept = {key[1][1][0]: recording is not None for key, recording in executor._recordings.items()}
     assert kept == {7: True, 8: True, 5: False}
+    for n in (7, 9):  # what was used last stays
+        executor.predict(state, backend.asarray(IMAGES[:n]))
+    assert [key[1][1][0] for key in executor._recordings] == [5, 7, 9]
+
+
+def test_failures_that_a_success_lies_between_are_not_added_up(backend, monkeypatch):
+    _, executor = executors(backend)
+    record, fails = executor._recorder.record, iter([True, False, True, False])
+
+    def fails_at_times(compute, arrays):
+        if next(fails):
+            raise RuntimeError("operation failed due to a previous error")
+        return record(compute, arrays)
+
+    monkeypatch.setattr(executor._recorder, "record", fails_at_times)
+    state = begun(executor)
+    for n in (5, 5, 5, 6, 6, 6):
+        executor.predict(state, backend.asarray(IMAGES[:n]))
+    assert None not in executor._recordings.values()
+
+
+def test_threads_launch_one_after_the_other(backend, monkeypatch):
+    """Recordings share their memory."""
+    _, executor = executors(backend)
+    state, images = begun(executor), backend.asarray(IMAGES[:5])
+    expected = backend.to_numpy(executor.predict(state, images))
+    executor.predict(state, images)  # recorded
+    recording = import_module("xpnn_cupy.executor").Recording
+    launch, inside, most = recording.launch, [], []
+
+    def slowly(self, arrays):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        output = launch(self, arrays)
+        inside.pop()
+        return output
+
+    monkeypatch.setattr(recording, "launch", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: executor.predict(state, images), range(8)))
+    assert max(most) == 1
+    for scores in found:
+        np.testing.assert_array_equal(backend.to_numpy(scores), expected)
