@@ -49,7 +49,7 @@ class GraphExecutor(Executor):
         def compute(arrays: Arrays) -> Array:
             masks = {path: arrays[f"draws {path}"] for path in draws}
             new, metrics = Executor.step(self, state, arrays["images"], arrays["targets"], masks, arrays["scalars"])
-            overwrite(state, new)
+            state["finite"][...] = new["finite"]
             return metrics
 
         given = {"images": images, "targets": targets, "scalars": scalars}
@@ -98,6 +98,10 @@ class GraphExecutor(Executor):
             return None
         self._attempts = ATTEMPTS
         return recording
+
+    def _moved(self, finite: Array, new: Array, old: Array) -> Array:
+        cupy.copyto(old, new, where=finite)
+        return old
 
     def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         parts = self._parts
@@ -172,12 +176,3 @@ def uncollected() -> Iterator[None]:
 def leaves(state: State) -> list[Array]:
     """The arrays of a state."""
     return [state["weights"], *state["moments"].values(), *state["stats"].values(), state["finite"]]
-
-
-def overwrite(state: State, new: State) -> None:
-    """Write the values of one state into the arrays of another."""
-    for name in ("weights", "finite"):
-        state[name][...] = new[name]
-    for kind in ("moments", "stats"):
-        for name, a in state[kind].items():
-            a[...] = new[kind][name]

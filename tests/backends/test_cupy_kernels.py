@@ -1,50 +1,48 @@
-"""Columns on CuPy: their view of the image on NumPy, where it is the same one; all of it on a GPU."""
+"""CuPy's kernels on the CPU: their CUDA C++ compiled by g++, their views of memory as NumPy's."""
 
-from importlib import import_module
-from types import SimpleNamespace
-
-import fake_cupy
+import cuda_on_cpu
 import numpy as np
 import pytest
+from cuda_on_cpu import memory
+from xpnn_numpy import NumPyBackend
 
-import xpnn.backend
-from xpnn import ops
+from xpnn import ops, parity
+from xpnn.ops import Ops
+from xpnn.parity import CASES, Placed
 from xpnn.random import Stream
 
+pytestmark = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="there is no g++")
 
-class Memory(np.ndarray):
-    """A NumPy array that knows its address, and hands it on, as CuPy's do."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data, of=self)
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """The module, on NumPy."""
-    with fake_cupy.installed(gpus=1):
-        module = import_module("xpnn_cupy.kernels")
-
-        def ndarray(shape, dtype, data, strides):
-            interface = {
-                "shape": shape,
-                "typestr": dtype.str,
-                "data": (data.ptr, False),
-                "strides": strides,
-                "version": 3,
-            }
-            return np.asarray(SimpleNamespace(__array_interface__=interface, of=data.of)).view(Memory)
-
-        stand_in = SimpleNamespace(ndarray=ndarray, ascontiguousarray=lambda x: np.ascontiguousarray(x).view(Memory))
-        monkeypatch.setattr(module, "cupy", stand_in)
-        yield module
-
-
+MODULES = cuda_on_cpu.modules()
+KERNELS = cuda_on_cpu.kernels(MODULES)
+FUSED = Ops(KERNELS, column_bytes=1 << 30)
+REPLACED = [case for case in CASES if case.subject in KERNELS]
 GEOMETRIES = [
     {"kernel": 3}, {"kernel": (1, 2), "stride": (2, 1)}, {"kernel": (2, 3), "dilation": (3, 1)}, {"kernel": 1},
     {"kernel": 1, "stride": 2}, {"kernel": (4, 1), "stride": 3},
 ]  # fmt: skip
+
+
+class OnCPU(NumPyBackend):
+    """NumPy's arrays, as CuPy's kernels take them."""
+
+    kernels = KERNELS
+
+    def _place(self, x):
+        return memory(x)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels that were launched: name, type and width."""
+    seen, launch = [], cuda_on_cpu.RawKernel.__call__
+
+    def note(self, *args):
+        seen.append(self.told)
+        launch(self, *args)
+
+    monkeypatch.setattr(cuda_on_cpu.RawKernel, "__call__", note)
+    return seen
 
 
 def images(dtype):
@@ -62,30 +60,109 @@ def images(dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_columns_are_those_of_the_standard_body(kernels, geometry, dtype):
+def test_columns_are_those_of_the_standard_body(geometry, dtype):
     for x in images(dtype):
-        found = kernels.im2col(None, x.view(Memory), **geometry)
+        found = FUSED.im2col(memory(x), **geometry)
         assert found.dtype == x.dtype
         np.testing.assert_array_equal(found, ops.im2col(x, **geometry))
 
 
 @pytest.mark.parametrize(("c", "offset", "size"), [(4, 0, 16), (2, 0, 8), (3, 0, 4), (4, 1, 4), (4, 2, 8)])
-def test_words_lie_where_their_size_divides(kernels, c, offset, size):
+def test_words_lie_where_their_size_divides(c, offset, size):
     buffer = np.zeros(2 * 8 * 9 * 4 + 8, "float32")
     start = -buffer.ctypes.data % 16 // 4 + offset
     x = buffer[start : start + 2 * 8 * 9 * c].reshape(2, 8, 9, c)
-    assert kernels._word(x.view(Memory)).itemsize == size
+    assert MODULES["columns"]._word(memory(x)).itemsize == size
 
 
-@pytest.mark.parametrize("index", ["int", "long long"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_sums_of_columns_on_the_gpu(geometry, index, monkeypatch):
-    cls = xpnn.backend.find("cupy")
-    if reason := cls.why_unavailable():
-        pytest.skip(f"cupy: {reason}")
-    backend, module = cls(), import_module("xpnn_cupy.kernels")
-    gather_sums = module._gather_sums
-    monkeypatch.setattr(module, "_gather_sums", lambda axes, _: gather_sums(axes, index))
-    columns = ops.im2col(Stream(0, "pixels").normal((4, 8, 9, 3)).astype("float32"), **geometry)
-    found = backend.ops.col2im(backend.asarray(columns), spatial=(8, 9), **geometry)
-    np.testing.assert_array_equal(backend.to_numpy(found), ops.col2im(columns, spatial=(8, 9), **geometry))
+@pytest.mark.parametrize("c", [3, 4])
+def test_columns_are_summed_in_the_order_of_the_standard_body(geometry, c, launched):
+    columns = ops.im2col(Stream(0, "pixels").normal((4, 8, 9, c)).astype("float32"), **geometry)
+    found = FUSED.col2im(memory(columns), spatial=(8, 9), **geometry)
+    np.testing.assert_array_equal(found, ops.col2im(columns, spatial=(8, 9), **geometry))
+    assert launched == [("xpnn_col2im", "float", 4 if c == 4 else 1)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", REPLACED, ids=repr)
+def test_case(case, dtype):
+    side = parity.Side("kernels", OnCPU(), FUSED)
+    assert [f for f in parity.judge(case, side, dtype) if f.fault] == []
+
+
+@pytest.mark.parametrize("case", REPLACED, ids=repr)
+def test_layout_in_memory_does_not_matter(case):
+    """The same bits from rows that lie apart, and from addresses that only short words fit."""
+
+    def apart(xp, a):
+        return memory(np.stack([a, a], axis=-1)[..., 0])
+
+    def one_further(xp, a):
+        if a.dtype != np.float32:
+            return a
+        moved = cuda_on_cpu.empty(a.size + 1, a.dtype)[1:].reshape(a.shape)
+        moved[...] = a
+        return moved
+
+    backend = OnCPU()
+    expected = Placed(case, backend, "float32", ops=FUSED).results()
+    for layout in (apart, one_further):
+        found = Placed(case, backend, "float32", ops=FUSED, layout=layout).results()
+        for name, a in expected.items():
+            np.testing.assert_array_equal(found[name], a)
+
+
+@pytest.mark.parametrize(("channels", "offset", "width"), [(8, 0, 4), (6, 0, 2), (3, 0, 1), (8, 1, 1), (8, 2, 2)])
+def test_width_of_a_thread(channels, offset, width, launched):
+    x = cuda_on_cpu.empty(5 * channels + offset, "float32")[offset:].reshape(5, channels)
+    x[...] = Stream(0, "x").normal(x.shape)
+    vectors = [cuda_on_cpu.empty(channels, "float32") for _ in range(4)]
+    for vector in vectors:
+        vector[...] = 1
+    FUSED.batch_norm(memory(x), *vectors, training=False)
+    assert launched == [("xpnn_norm_normalise", "float", width)]
+
+
+def test_batch_norm_of_more_parts_than_a_block_has_threads():
+    x, dy = (Stream(0, name).normal((MODULES["norm"].TERMS * 300 + 7, 3)) for name in ("x", "dy"))
+    vectors = [Stream(0, "vector", str(i)).uniform((3,)) + 0.5 for i in range(4)]
+    expected, backward = ops.batch_norm(x + 3, *vectors, training=True, relu=True)
+    found, back = FUSED.batch_norm(memory(x + 3), *map(memory, vectors), training=True, relu=True)
+    for a, b in zip([*found, *back(memory(dy))[:3]], [*expected, *backward(dy)[:3]], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["relu", "add", "batch_norm", "conv_pool"])
+def test_rectified_nan_is_nan(name):
+    x = memory(np.full((2, 4, 4, 4), np.nan, "float32"))
+    one = [memory(np.ones(4, "float32")) for _ in range(4)]
+    weight = memory(np.ones((4, 1, 1, 4), "float32"))
+    y = {
+        "relu": lambda: FUSED.relu(x)[0],
+        "add": lambda: FUSED.add(x, x, relu=True)[0],
+        "batch_norm": lambda: FUSED.batch_norm(x, *one, training=False, relu=True)[0][0],
+        "conv_pool": lambda: FUSED.conv_pool(x, weight, pool=2, relu=True)[0],
+    }[name]()
+    assert np.isnan(y).all()
+
+
+def test_what_has_no_kernel_is_the_standard_body(launched):
+    x = memory(Stream(0, "x").normal((2, 4, 4, 4)).astype("float16"))
+    vectors = [memory(np.ones(4, "float16")) for _ in range(4)]
+    for op, *args in (("relu", x), ("tanh", x), ("add", x, x)):
+        np.testing.assert_array_equal(getattr(FUSED, op)(*args)[0], getattr(ops, op)(*args)[0])
+    found, expected = (o.batch_norm(x, *vectors, training=False)[0][0] for o in (FUSED, ops))
+    np.testing.assert_array_equal(found, expected)
+    assert launched == []
+
+
+def test_labels_of_many_classes(launched):
+    limit = MODULES["loss"].CLASSES
+    for classes in (limit, limit + 1):
+        logits = memory(Stream(0, "z").normal((5, classes)).astype("float32"))
+        labels = memory(np.array([0, 1, classes - 1, -1, classes]))
+        (found, back), (expected, backward) = (o.softmax_cross_entropy(logits, labels) for o in (FUSED, ops))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(back(0.5)[0], backward(0.5)[0], rtol=1e-5, atol=1e-8)
+    assert [name for name, *_ in launched] == ["xpnn_cross_entropy"]

@@ -73,7 +73,7 @@ def avg_pool(
     """See `xpnn.ops.avg_pool`; where windows do not lie side by side, and on more than three spatial axes, NumPy's."""
     floats("avg_pool", x=x)
     w = standard.pool_window("avg_pool", x.shape[1:-1], window, stride, padding, dilation, ceil_mode)
-    if not takes(x) or not numpys.tile(w):
+    if not takes(x) or not w.tiles:
         return numpys.avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,

@@ -10,7 +10,7 @@ import numpy as np
 
 from xpnn.ops import pool as standard
 from xpnn.ops._array import floats
-from xpnn.ops._window import Padding, Sizes, Window
+from xpnn.ops._window import Padding, Sizes
 from xpnn_numpy.kernels._rows import Host
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def avg_pool(
     """See `xpnn.ops.avg_pool`; where windows overlap, leave gaps or hang over, it is the standard body itself."""
     floats("avg_pool", x=x)
     w = standard.pool_window("avg_pool", x.shape[1:-1], window, stride, padding, dilation, ceil_mode)
-    if not tile(w):
+    if not w.tiles:
         return standard.avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
@@ -57,9 +57,3 @@ def avg_pool(
         return (dx.reshape(whole),)
 
     return y, backward
-
-
-def tile(w: Window) -> bool:
-    """Whether the windows lie side by side and cover the image."""
-    covered = tuple(m * k for m, k in zip(w.out, w.size, strict=True))
-    return w.size == w.stride and not any(map(any, w.pads)) and max(w.dilation) == 1 and covered == w.n

@@ -46,6 +46,14 @@ class Window:
         """Whether no input lies under two windows."""
         return all(d * (k - 1) < s for k, s, d in zip(self.size, self.stride, self.dilation, strict=True))
 
+    @property
+    def tiles(self) -> bool:
+        """Whether the windows lie side by side and cover the input."""
+        covered = tuple(m * k for m, k in zip(self.out, self.size, strict=True))
+        return (
+            self.size == self.stride and not any(map(any, self.pads)) and max(self.dilation) == 1 and covered == self.n
+        )
+
     def reach(self, places: tuple[int, ...]) -> tuple[int, ...]:
         """How many inputs in a row so many places of the window span, along each axis."""
         rows = zip(places, self.size, self.stride, self.dilation, strict=True)

@@ -9,11 +9,12 @@ game, the earlier phase where both are equal, so the first maximum gets it all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import array_api_extra as xpx
 
-from xpnn.ops._array import Array
+from xpnn.ops._array import Array, namespace
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import cropped, geometry, padded
 from xpnn.ops.pool import pool_window
@@ -52,30 +53,63 @@ def conv_pool(
     Raises:
         ShapeError: shapes or dtypes that do not fit, or a window larger than the responses.
     """
+    return by_responses(ops, best, x, weight, bias, pool, relu, stride, padding, dilation)
+
+
+Best = Callable[["Ops", Array, Array | None, tuple[int, ...], bool], tuple[Array, Callable[[Array], Any]]]
+
+
+def by_responses(
+    ops: Ops,
+    best: Best,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    pool: Sizes,
+    relu: bool,
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+) -> tuple[Array, Callable[..., tuple[Array | None, Array, Array | None]]]:
+    """`conv_pool`, by a convolution and what `best` makes of its responses."""
     xp, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
     p = pooled(w, pool)
     image = padded(xp, x, w)
     kept = w.reach(tuple(out * size for out, size in zip(p.out, p.size, strict=True)))  # by the pool, of the responses
     seen = (slice(None), *map(slice, kept), slice(None))
     responses, conv_backward = ops.conv(image[seen], weight, stride=w.stride, dilation=w.dilation)
-    phases = [(slice(None), *(slice(a, None, s) for a, s in zip(tap, p.size, strict=True))) for tap in p.taps()]
-    levels = tournament(xp.maximum, [responses[(*phase, slice(None))] for phase in phases])
+    y, best_backward = best(ops, responses, bias, p.size, relu)
+
+    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
+        dresponses, dbias = best_backward(dy)
+        dimage, dweight, _ = conv_backward(dresponses, input_gradient=input_gradient)
+        if dimage is not None and dimage.shape != image.shape:
+            dimage = xpx.at(xp.zeros_like(image))[seen].set(dimage)
+        return (None if dimage is None else cropped(dimage, w)), dweight, dbias
+
+    return y, backward
+
+
+def best(
+    ops: Ops, responses: Array, bias: Array | None, size: tuple[int, ...], relu: bool
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None]]]:
+    """The maxima of windows of `size` that tile the responses, with bias and ReLU; backward → dresponses, dbias."""
+    xp = namespace("conv_pool", responses=responses)
+    taps = product(*map(range, size))
+    phases = [(slice(None), *(slice(a, None, s) for a, s in zip(tap, size, strict=True)), slice(None)) for tap in taps]
+    levels = tournament(xp.maximum, [responses[phase] for phase in phases])
     y = levels[-1][0]
     if bias is not None:
         y = y + bias
     if relu:
         y = ops.relu(y)[0]
 
-    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
+    def backward(dy: Array) -> tuple[Array, Array | None]:
         d = dy * xp.astype(y > 0, dy.dtype) if relu else dy
         dresponses = xp.zeros_like(responses)
         for phase, prize in zip(phases, _prizes(xp, levels, d), strict=True):
-            dresponses = xpx.at(dresponses)[(*phase, slice(None))].set(prize)
-        dimage, dweight, _ = conv_backward(dresponses, input_gradient=input_gradient)
-        if dimage is not None and dimage.shape != image.shape:
-            dimage = xpx.at(xp.zeros_like(image))[seen].set(dimage)
-        dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
-        return (None if dimage is None else cropped(dimage, w)), dweight, dbias
+            dresponses = xpx.at(dresponses)[phase].set(prize)
+        return dresponses, None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
 
     return y, backward
 

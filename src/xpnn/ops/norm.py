@@ -143,13 +143,18 @@ def check_batch_norm(x: Array, scale: Array, bias: Array, running_mean: Array, r
 
 def moved(running_mean: Array, running_var: Array, mean: Array, var: Array, n: int, momentum: float) -> Any:
     """The running statistics after a batch with `n` values a channel, whose variance is given with the divisor n."""
+    check_count(n)
+    unbiased = (momentum * n / (n - 1)) * var
+    return (1 - momentum) * running_mean + momentum * mean, (1 - momentum) * running_var + unbiased
+
+
+def check_count(n: int) -> None:
+    """Check that `n` values a channel have a variance."""
     if n < 2:
         raise ShapeError(
             f"batch_norm: the batch has {n} value(s) a channel; its variance needs at least 2: use a larger batch, "
             "or training=False"
         )
-    unbiased = (momentum * n / (n - 1)) * var
-    return (1 - momentum) * running_mean + momentum * mean, (1 - momentum) * running_var + unbiased
 
 
 def _standardize(

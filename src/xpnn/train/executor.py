@@ -105,9 +105,9 @@ class Executor:
         )
         finite = state["finite"] & xp.isfinite(loss) & xp.all(xp.isfinite(weights))
         new = {
-            "weights": xp.where(finite, weights, state["weights"]),
-            "moments": {name: xp.where(finite, m, state["moments"][name]) for name, m in moments.items()},
-            "stats": {path: xp.where(finite, a, state["stats"][path]) for path, a in stats.items()},
+            "weights": self._moved(finite, weights, state["weights"]),
+            "moments": {name: self._moved(finite, m, state["moments"][name]) for name, m in moments.items()},
+            "stats": {path: self._moved(finite, a, state["stats"][path]) for path, a in stats.items()},
             "finite": finite,
         }
         return new, xp.stack([loss, right, xp.astype(finite, loss.dtype)])
@@ -152,6 +152,10 @@ class Executor:
         run = Run(self.backend.ops, training=True, draws=draws, watch=watch)
         self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
         return found[0] if found else None
+
+    def _moved(self, finite: Array, new: Array, old: Array) -> Array:
+        """`new` where the step is finite, else `old`, which may be written over."""
+        return self.backend.xp.where(finite, new, old)
 
     def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         xp = self.backend.xp
