@@ -55,9 +55,10 @@ def conv(x, weight, bias=None, *, stride=1, padding="valid", dilation=1, groups=
     return y if bias is None else y + bias
 
 
-def im2col(x, *, kernel, stride=1, dilation=1):
+def im2col(x, *, kernel, stride=1, padding="valid", dilation=1):
     axes = x.ndim - 2
     k, s, d = axes_of(kernel, axes), axes_of(stride, axes), axes_of(dilation, axes)
+    x = np.pad(x, ((0, 0), *pairs_of(padding, x.shape[1:-1], k, s, d), (0, 0)))
     out = [(n - dd * (kk - 1) - 1) // ss + 1 for n, kk, ss, dd in zip(x.shape[1:-1], k, s, d, strict=True)]
     y = np.zeros((x.shape[0], *out, *k, x.shape[-1]))
     for o in np.ndindex(*out):
@@ -68,17 +69,18 @@ def im2col(x, *, kernel, stride=1, dilation=1):
     return y.reshape(x.shape[0], *out, -1)
 
 
-def col2im(columns, *, spatial, kernel, stride=1, dilation=1):
+def col2im(columns, *, spatial, kernel, stride=1, padding="valid", dilation=1):
     axes = len(spatial)
     k, s, d = axes_of(kernel, axes), axes_of(stride, axes), axes_of(dilation, axes)
+    pads = pairs_of(padding, spatial, k, s, d)
     parts = columns.reshape(*columns.shape[:-1], *k, -1)
-    x = np.zeros((columns.shape[0], *spatial, parts.shape[-1]))
+    x = np.zeros((columns.shape[0], *(n + a + b for n, (a, b) in zip(spatial, pads, strict=True)), parts.shape[-1]))
     for o in np.ndindex(*columns.shape[1:-1]):
         for t in np.ndindex(*k):
             x[(slice(None), *(a * ss + b * dd for a, b, ss, dd in zip(o, t, s, d, strict=True)))] += parts[
                 (slice(None), *o, *t)
             ]
-    return x
+    return x[(slice(None), *(slice(a, a + n) for n, (a, _) in zip(spatial, pads, strict=True)))]
 
 
 def conv_transpose(x, weight, bias=None, *, stride=1, padding="valid", output_padding=0, dilation=1, groups=1):

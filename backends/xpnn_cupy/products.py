@@ -10,6 +10,7 @@ import ctypes
 import sys
 import threading
 from functools import cache
+from math import gcd
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper; fewer elsewhere, where this does no harm
 
+LONG, FEW = 1 << 15, 1 << 16  # rows of a long matrix, values of a small one
+PARTS = 128  # at most, a power of two
+
 # dtype: cudaDataType_t, cublasComputeType_t, the type of the factors
 _KINDS = {"float32": (0, 68, ctypes.c_float), "float64": (1, 70, ctypes.c_double), "float16": (2, 68, ctypes.c_float)}
 
@@ -33,15 +37,28 @@ def matmul(ops: Ops, a: Array, b: Array) -> Array:
     kind = _KINDS.get(a.dtype.name) if a.dtype == b.dtype else None
     if kind is None or not (a.ndim == b.ndim and a.ndim in (2, 3)) or not (a.size and b.size):
         return xp.matmul(a, b)
-    (m, k), (rows, n) = a.shape[-2:], b.shape[-2:]
+    ndim, (m, k), (rows, n) = a.ndim, a.shape[-2:], b.shape[-2:]
     batch = {x.shape[0] for x in (a, b) if x.ndim == 3 and x.shape[0] != 1} or {1}
     if rows != k or len(batch) != 1:
         return xp.matmul(a, b)  # says what does not fit
     (count,) = batch
+    if count == 1 and (parts := _parts(m, n, k)) > 1:
+        a, b = a.reshape(m, parts, k // parts).transpose(1, 0, 2), b.reshape(parts, k // parts, n)
+        return xp.reshape(ops.total(matmul(ops, a, b), 0), (1, m, n)[3 - ndim :])
     c = cupy.empty((count, m, n)[3 - a.ndim :], a.dtype)
+    if m >= LONG and b.size <= FEW:
+        b = cupy.ascontiguousarray(b)  # a transposed one takes up to a quarter longer
     left, right = Operand(a), Operand(b)
     current().multiply(left, right, c, (m, n, k, count), kind)
     return c
+
+
+def _parts(m: int, n: int, k: int) -> int:
+    """Into how many products of the same size one of long rows and columns is cut, whose results are then summed.
+
+    The gradient of a convolution's weights has few values and sums over all places; cuBLAS leaves most of a GPU idle.
+    """
+    return gcd(k, PARTS) if k >= LONG and m * n <= FEW else 1
 
 
 class Operand:

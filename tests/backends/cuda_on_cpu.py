@@ -33,6 +33,7 @@ struct Dim { unsigned x; };
 static thread_local Dim threadIdx, blockIdx;
 static Dim blockDim, gridDim;
 static pthread_barrier_t meeting;
+static unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 """
 _RUN = """
 struct Spot { unsigned block, thread; void** a; };

@@ -19,7 +19,8 @@ FUSED = Ops(KERNELS, column_bytes=1 << 30)
 REPLACED = [case for case in CASES if case.subject in KERNELS]
 GEOMETRIES = [
     {"kernel": 3}, {"kernel": (1, 2), "stride": (2, 1)}, {"kernel": (2, 3), "dilation": (3, 1)}, {"kernel": 1},
-    {"kernel": 1, "stride": 2}, {"kernel": (4, 1), "stride": 3},
+    {"kernel": 1, "stride": 2}, {"kernel": (4, 1), "stride": 3}, {"kernel": 3, "padding": "same"},
+    {"kernel": (2, 3), "stride": (1, 2), "padding": ((3, 0), (1, 4))},
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def launched(monkeypatch):
 
 
 def images(dtype):
-    """In all the ways in which pixels may lie, and with channels that words of 16 and 8 bytes divide or not."""
+    """In all the ways in which pixels may lie, with channels that four and two divide or not."""
     for c in (1, 2, 3, 4, 8):
         x = Stream(0, "pixels", str(c)).normal((4, 8, 9, 2 * c)).astype(dtype)
         yield x[..., :c].copy()
@@ -58,21 +59,13 @@ def images(dtype):
         yield np.broadcast_to(x[:1, ..., :c], (4, 8, 9, c))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_columns_are_those_of_the_standard_body(geometry, dtype):
     for x in images(dtype):
         found = FUSED.im2col(memory(x), **geometry)
         assert found.dtype == x.dtype
         np.testing.assert_array_equal(found, ops.im2col(x, **geometry))
-
-
-@pytest.mark.parametrize(("c", "offset", "size"), [(4, 0, 16), (2, 0, 8), (3, 0, 4), (4, 1, 4), (4, 2, 8)])
-def test_words_lie_where_their_size_divides(c, offset, size):
-    buffer = np.zeros(2 * 8 * 9 * 4 + 8, "float32")
-    start = -buffer.ctypes.data % 16 // 4 + offset
-    x = buffer[start : start + 2 * 8 * 9 * c].reshape(2, 8, 9, c)
-    assert MODULES["columns"]._word(memory(x)).itemsize == size
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -125,7 +118,7 @@ def test_width_of_a_thread(channels, offset, width, launched):
 
 
 def test_batch_norm_of_more_parts_than_a_block_has_threads():
-    x, dy = (Stream(0, name).normal((MODULES["norm"].TERMS * 300 + 7, 3)) for name in ("x", "dy"))
+    x, dy = (Stream(0, name).normal((MODULES["norm"].TERMS[0] * 300 + 3, 3)) for name in ("x", "dy"))
     vectors = [Stream(0, "vector", str(i)).uniform((3,)) + 0.5 for i in range(4)]
     expected, backward = ops.batch_norm(x + 3, *vectors, training=True, relu=True)
     found, back = FUSED.batch_norm(memory(x + 3), *map(memory, vectors), training=True, relu=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xpnn.backend
+from xpnn import ops
 from xpnn.errors import BackendError
 from xpnn.random import Stream
 
@@ -126,6 +127,32 @@ def test_what_cublas_can_read_is_not_copied(products, layout):
         x = layouts(shape)[layout].view(Memory)
         products.matmul(None, x, np.ones((*shape[:-2], shape[-1], 2), "f4").view(Memory))
     assert "copied" not in products.cublas.told
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(
+    ("places", "parts"), [(1 << 16, 128), (3 << 15, 128), ((1 << 15) + 8, 8), ((1 << 15) + 1, 1), (1 << 14, 1)]
+)
+def test_long_products_of_few_results_are_cut(products, places, parts, ndim):
+    """As they come: `dyᵀ @ columns`."""
+    dy, columns = (Stream(0, name).normal((places, n)).astype("float32") for name, n in (("dy", 3), ("columns", 5)))
+    leading = (None,) * (ndim - 2)
+    found = products.matmul(ops.standard, on_host(dy).T[leading], on_host(columns)[leading])
+    np.testing.assert_allclose(found, (dy.T.astype("f8") @ columns)[leading], rtol=1e-4, atol=1e-3, strict=False)
+    assert found.shape == (1,) * (ndim - 2) + (3, 5)
+    assert [told for told in products.cublas.told if isinstance(told, tuple)] == [(5, 3, places // parts, parts)]
+
+
+def test_long_products_of_many_results_are_whole(products):
+    a, b = (on_host(np.ones(shape, "float32")) for shape in ((300, 1 << 16), (1 << 16, 300)))
+    np.testing.assert_array_equal(products.matmul(ops.standard, a, b), np.full((300, 300), 1 << 16))
+    assert (300, 300, 1 << 16, 1) in products.cublas.told
+
+
+def test_small_weights_are_turned_for_many_rows(products):
+    rows, weights = on_host(np.ones((1 << 16, 5), "float32")), on_host(np.ones((3, 5), "float32"))
+    np.testing.assert_array_equal(products.matmul(ops.standard, rows, weights.T), np.full((1 << 16, 3), 5))
+    assert products.cublas.told.count("copied") == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -43,13 +43,15 @@ def single_taps(kernel, axes, channels):
     return torch.eye(columns, dtype=torch.float64).reshape(columns, *size, channels)
 
 
-def col2im(columns, *, spatial, kernel, stride=1, dilation=1):
+def col2im(columns, *, spatial, kernel, stride=1, padding=None, dilation=1):
     axes = len(spatial)
+    around = padding or ((0, 0),) * axes
     size = (kernel,) * axes if isinstance(kernel, int) else kernel
     weight = single_taps(kernel, axes, columns.shape[-1] // math.prod(size))
     y = conv_transpose(columns, weight, None, stride=stride, dilation=dilation)
-    rest = [pair for n, m in zip(reversed(spatial), reversed(y.shape[1:-1]), strict=True) for pair in (0, n - m)]
-    return F.pad(y, (0, 0, *rest))
+    padded = [n + a + b for n, (a, b) in zip(spatial, around, strict=True)]
+    y = F.pad(y, (0, 0, *(m for n, out in zip(padded[::-1], y.shape[-2:0:-1], strict=True) for m in (0, n - out))))
+    return y[(slice(None), *(slice(a, a + n) for n, (a, _) in zip(spatial, around, strict=True)))]
 
 
 def conv_pool(x, weight, bias, *, pool, relu=False, **options):

@@ -1,6 +1,6 @@
 """Batch normalisation: one pass over the images for each of its sums, one for what follows from them.
 
-A sum over the images is taken in two launches: threads add up to 64 values each, then one block a channel adds those
+A sum over the images is taken in two launches: threads add up a few values each, then one block a channel adds those
 sums in 64 bits and goes on to what follows from the total.
 """
 
@@ -19,17 +19,19 @@ from xpnn_cupy.kernels._cuda import THREADS, Kernel, takes, width
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
-TERMS = 64  # added one after the other
+THREADS_WANTED = 1 << 14  # to keep the GPU busy, and those sums few
+TERMS = 16, 128  # added one after the other by one of them: at least, at most
 
 # A thread adds every so-many-th pack, so that neighbours read neighbours; `stride` is a multiple of `packs`.
 _SUMS = Kernel("xpnn_norm_sums", """
 extern "C" __global__ void xpnn_norm_sums(const Pack* x, Pack* sums, unsigned stride, unsigned count) {
     const unsigned j = thread();
     if (j >= stride) return;
+    const unsigned terms = (count - j + stride - 1) / stride;  // known beforehand: loads need not wait for each other
     Pack sum = {};
     #pragma unroll 8
-    for (unsigned i = j; i < count; i += stride) {
-        const Pack a = x[i];
+    for (unsigned t = 0; t < terms; ++t) {
+        const Pack a = x[j + t * stride];
         for (int w = 0; w < W; ++w) sum.v[w] += a.v[w];
     }
     sums[j] = sum;
@@ -42,11 +44,12 @@ extern "C" __global__ void xpnn_norm_squares(
 ) {
     const unsigned j = thread();
     if (j >= stride) return;
+    const unsigned terms = (count - j + stride - 1) / stride;
     const Pack centre = mean[j % packs];
     Pack sum = {};
     #pragma unroll 8
-    for (unsigned i = j; i < count; i += stride) {
-        const Pack a = x[i];
+    for (unsigned t = 0; t < terms; ++t) {
+        const Pack a = x[j + t * stride];
         for (int w = 0; w < W; ++w) sum.v[w] += (a.v[w] - centre.v[w]) * (a.v[w] - centre.v[w]);
     }
     sums[j] = sum;
@@ -61,16 +64,16 @@ extern "C" __global__ void xpnn_norm_products(
 ) {
     const unsigned j = thread();
     if (j >= stride) return;
+    const unsigned terms = (count - j + stride - 1) / stride;
     const Pack centre = mean[j % packs];
     Pack sum = {}, product = {};
-    #pragma unroll 4
-    for (unsigned i = j; i < count; i += stride) {
+    #pragma unroll 8
+    for (unsigned t = 0; t < terms; ++t) {
+        const unsigned i = j + t * stride;
         Pack d = dy[i];
-        const Pack a = x[i];
-        if (relu) {
-            const Pack kept = y[i];
+        const Pack a = x[i], kept = y[i];
+        if (relu)
             for (int w = 0; w < W; ++w) d.v[w] *= T(kept.v[w] > 0);
-        }
         for (int w = 0; w < W; ++w) {
             sum.v[w] += d.v[w];
             product.v[w] += d.v[w] * (a.v[w] - centre.v[w]);
@@ -86,7 +89,9 @@ _TOTAL = """
 __device__ double total(const T* sums, unsigned parts) {
     __shared__ double shares[THREADS];
     double share = 0;
-    for (unsigned part = threadIdx.x; part < parts; part += THREADS) share += sums[part * gridDim.x + blockIdx.x];
+    const unsigned terms = (parts - min(parts, threadIdx.x) + THREADS - 1) / THREADS;
+    #pragma unroll 8
+    for (unsigned t = 0; t < terms; ++t) share += sums[(threadIdx.x + t * THREADS) * gridDim.x + blockIdx.x];
     __syncthreads();  // what was summed before is read
     shares[threadIdx.x] = share;
     for (unsigned half = THREADS / 2; half; half /= 2) {
@@ -193,7 +198,9 @@ def batch_norm(
         return standard.batch_norm(ops, *given, training=training, momentum=momentum, epsilon=epsilon, relu=relu)
     x, scale, bias, running_mean, running_var = map(cupy.ascontiguousarray, given)
     dtype, w = x.dtype, width(channels, x, scale, bias, running_mean, running_var)
-    packs, count, parts = channels // w, x.size // w, -(-n // TERMS)
+    packs, count = channels // w, x.size // w
+    least, most = TERMS
+    parts = -(-n // min(max(least, count // THREADS_WANTED), most))
     stride = parts * packs
 
     def vectors(many: int) -> list[Array]:

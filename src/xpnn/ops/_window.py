@@ -15,7 +15,8 @@ from typing import Any
 from xpnn.errors import ShapeError
 
 Sizes = int | tuple[int, ...]
-Padding = str | int | tuple[int, ...] | tuple[tuple[int, int], ...]
+Pads = tuple[tuple[int, int], ...]
+Padding = str | int | tuple[int, ...] | Pads
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class Window:
         """How many inputs in a row so many places of the window span, along each axis."""
         rows = zip(places, self.size, self.stride, self.dilation, strict=True)
         return tuple((count - 1) * s + d * (k - 1) + 1 for count, k, s, d in rows)
+
+    def part(self, start: tuple[int, ...], length: tuple[int, ...]) -> tuple[tuple[slice, ...], Pads]:
+        """What a part of the padded input is made of: the inputs in it, as slices, and the padding around them."""
+        slices, pads = [], []
+        for first, m, n, (before, _) in zip(start, length, self.n, self.pads, strict=True):
+            low = min(max(first - before, 0), n)
+            high = max(min(first - before + m, n), low)
+            ahead = min(max(before - first, 0), m)
+            slices.append(slice(low, high))
+            pads.append((ahead, m - ahead - (high - low)))
+        return tuple(slices), tuple(pads)
 
     def axes(self) -> list[Window]:
         """The same along each axis by itself."""

@@ -12,40 +12,51 @@ import array_api_extra as xpx
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, device, floats
-from xpnn.ops._window import Sizes, Window, window
+from xpnn.ops._window import Padding, Sizes, Window, window
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
 
-def im2col(ops: Ops, x: Array, *, kernel: Sizes, stride: Sizes = 1, dilation: Sizes = 1) -> Array:
+def im2col(
+    ops: Ops, x: Array, *, kernel: Sizes, stride: Sizes = 1, padding: Padding = "valid", dilation: Sizes = 1
+) -> Array:
     """What lies under a window at each of its places, side by side.
 
     Args:
         x: `(N, *spatial, C)`.
         kernel: size of the window.
-        stride, dilation: of the window, as in `conv`.
+        stride, padding, dilation: of the window, as in `conv`.
 
     Returns:
         `(N, *out, K·C)`: for each of the K taps, in row-major order, the C channels of the input under it.
 
     Raises:
-        ShapeError: a window larger than the input.
+        ShapeError: a window larger than the padded input.
     """
     xp = floats("im2col", x=x)
-    w = window("im2col", tuple(x.shape[1:-1]), kernel, stride, "valid", dilation)
+    w = window("im2col", tuple(x.shape[1:-1]), kernel, stride, padding, dilation)
+    if any(map(any, w.pads)):
+        x = xpx.pad(x, ((0, 0), *w.pads, (0, 0)), xp=xp)
     return xp.concat([x[part] for part in _parts(w)], axis=-1)
 
 
 def col2im(
-    ops: Ops, columns: Array, *, spatial: tuple[int, ...], kernel: Sizes, stride: Sizes = 1, dilation: Sizes = 1
+    ops: Ops,
+    columns: Array,
+    *,
+    spatial: tuple[int, ...],
+    kernel: Sizes,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
 ) -> Array:
     """The adjoint of `im2col`: every value is added to the place that `im2col` took it from.
 
     Args:
         columns: `(N, *out, K·C)`.
         spatial: the spatial size of the image.
-        kernel, stride, dilation: as in `im2col`.
+        kernel, stride, padding, dilation: as in `im2col`; what came from the padding is dropped.
 
     Returns:
         `(N, *spatial, C)`; 0 where no window lies.
@@ -53,28 +64,30 @@ def col2im(
     Raises:
         ShapeError: columns that are not those of such an image.
     """
-    xp, w, channels = unfolded(columns, spatial, kernel, stride, dilation)
-    image = xp.zeros((columns.shape[0], *w.n, channels), dtype=columns.dtype, device=device(columns))
+    xp, w, channels = unfolded(columns, spatial, kernel, stride, padding, dilation)
+    image = xp.zeros((columns.shape[0], *w.padded, channels), dtype=columns.dtype, device=device(columns))
     for t, part in enumerate(_parts(w)):
         image = xpx.at(image)[part].add(columns[..., t * channels : (t + 1) * channels])
-    return image
+    inner = tuple(slice(before, before + m) for (before, _), m in zip(w.pads, w.n, strict=True))
+    return image[(slice(None), *inner, slice(None))]
 
 
 def unfolded(
-    columns: Array, spatial: tuple[int, ...], kernel: Sizes, stride: Sizes, dilation: Sizes
+    columns: Array, spatial: tuple[int, ...], kernel: Sizes, stride: Sizes, padding: Padding, dilation: Sizes
 ) -> tuple[Any, Window, int]:
     """The namespace, the window and the channels of the image that columns belong to, once they are checked."""
     xp = floats("col2im", columns=columns)
-    w = window("col2im", spatial, kernel, stride, "valid", dilation)
+    w = window("col2im", spatial, kernel, stride, padding, dilation)
     taps = prod(w.size)
     if tuple(columns.shape[1:-1]) != w.out or columns.shape[-1] % taps:
         raise ShapeError(
             f"col2im: columns have shape {tuple(columns.shape)}; expected (N, {', '.join(map(str, w.out))}, {taps}·C) "
-            f"for an image of {w.n} and a window of {w.size}"
+            f"for an image of {w.n}, padding {w.pads} and a window of {w.size}"
         )
     return xp, w, columns.shape[-1] // taps
 
 
 def _parts(w: Window) -> list[tuple[Any, ...]]:
-    """For each tap the inputs under it, as an index into `(N, *spatial, C)`."""
-    return [(slice(None), *w.inside(tap)[1], slice(None)) for tap in w.taps()]
+    """For each tap the inputs under it, as an index into the padded `(N, *spatial, C)`."""
+    whole = Window(w.padded, w.size, w.stride, w.dilation, ((0, 0),) * len(w.n), w.out)
+    return [(slice(None), *whole.inside(tap)[1], slice(None)) for tap in w.taps()]

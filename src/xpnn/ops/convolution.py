@@ -17,7 +17,7 @@ import array_api_extra as xpx
 
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, channels, device, floats, itemsize, vectors
-from xpnn.ops._window import Padding, Sizes, Window, each, window
+from xpnn.ops._window import Padding, Pads, Sizes, Window, each, window
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -54,28 +54,27 @@ def conv(
     """
     xp, w = geometry("conv", x, weight, bias, stride, padding, dilation, groups)
     columns = _Columns(ops, xp, w, x, x.shape[-1], groups)
-    image = padded(xp, x, w)
     matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C_out/G, K·C/G)
     transposed = xp.matrix_transpose(matrix)
     offset = None if bias is None else xp.reshape(bias, (groups, 1, -1))
 
     def rows(block: _Block) -> Array:
-        y = ops.matmul(columns.gather(image, block), transposed)
+        y = ops.matmul(columns.gather(x, block), transposed)
         return y if offset is None else xpx.at(y)[...].add(offset)  # the product is ours: in place
 
     y = columns.join([rows(block) for block in columns.blocks()])
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
-        dmatrix = dimage = None
+        dmatrix = dx = None
         for block in columns.blocks():
             d = columns.cut(dy, block)
-            part = ops.matmul(xp.matrix_transpose(d), columns.gather(image, block))
+            part = ops.matmul(xp.matrix_transpose(d), columns.gather(x, block))
             dmatrix = part if dmatrix is None else dmatrix + part
             if input_gradient:
-                dimage = columns.scatter(dimage, ops.matmul(d, matrix), block)
+                dx = columns.scatter(dx, ops.matmul(d, matrix), block)
         dweight = xp.reshape(dmatrix, weight.shape)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
-        return None if dimage is None else cropped(dimage, w), dweight, dbias
+        return dx, dweight, dbias
 
     return y, backward
 
@@ -124,17 +123,16 @@ def conv_transpose(
     w = transposed_window(spatial, tuple(weight.shape[1:-1]), stride, padding, output_padding, dilation)
     columns = _Columns(ops, xp, w, x, c_out, groups)
     matrix = xp.reshape(weight, (groups, weight.shape[0] // groups, -1))  # (G, C/G, K·C_out/G)
-    image = None
+    y = None
     for block in columns.blocks():
-        image = columns.scatter(image, ops.matmul(columns.cut(x, block), matrix), block)
-    y = cropped(image, w)
+        y = columns.scatter(y, ops.matmul(columns.cut(x, block), matrix), block)
     if bias is not None:
         y = y + bias
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
-        dimage, dmatrix, rows = padded(xp, dy, w), None, []
+        dmatrix, rows = None, []
         for block in columns.blocks():
-            d = columns.gather(dimage, block)
+            d = columns.gather(dy, block)
             part = ops.matmul(xp.matrix_transpose(columns.cut(x, block)), d)
             dmatrix = part if dmatrix is None else dmatrix + part
             if input_gradient:
@@ -181,7 +179,7 @@ _Block = tuple[slice, slice, slice]  # samples, rows of the first spatial axis, 
 
 
 class _Columns:
-    """Moves blocks of columns `(G, rows, K·C/G)` out of a padded image `(N, *spatial, C)` and back into it."""
+    """Moves blocks of columns `(G, rows, K·C/G)` out of an image `(N, *spatial, C)` and back into it."""
 
     def __init__(self, ops: Ops, xp: Any, w: Window, x: Array, c: int, groups: int) -> None:
         self.ops, self.xp, self.w, self.n, self.c, self.groups = ops, xp, w, x.shape[0], c, groups
@@ -203,8 +201,8 @@ class _Columns:
 
     def gather(self, image: Array, block: _Block) -> Array:
         """The columns of a block: `(G, rows, K·C/G)`."""
-        xp, g, under = self.xp, self.groups, image[(block[0], *self._under(block), slice(None))]
-        columns = self.ops.im2col(under, **self.geometry)
+        xp, g, (under, pads) = self.xp, self.groups, self._under(block)
+        columns = self.ops.im2col(image[(block[0], *under, slice(None))], padding=pads, **self.geometry)
         if g == 1:
             return xp.reshape(columns, (1, -1, self.taps * self.c))
         columns = xp.reshape(columns, (-1, self.taps, g, self.c // g))
@@ -219,11 +217,12 @@ class _Columns:
         shape = (samples.stop - samples.start, lines.stop - lines.start, *self.w.out[1:], self.taps * self.c)
         columns = xp.reshape(columns, shape)
         if shape[:2] == (self.n, self.w.out[0]):  # the only block
-            return self.ops.col2im(columns, spatial=self.w.padded, **self.geometry)
+            return self.ops.col2im(columns, spatial=self.w.n, padding=self.w.pads, **self.geometry)
         if image is None:
-            image = xp.zeros((self.n, *self.w.padded, self.c), dtype=columns.dtype, device=device(columns))
-        under = self._under(block)
-        part = self.ops.col2im(columns, spatial=tuple(s.stop - s.start for s in under), **self.geometry)
+            image = xp.zeros((self.n, *self.w.n, self.c), dtype=columns.dtype, device=device(columns))
+        under, pads = self._under(block)
+        size = tuple(s.stop - s.start for s in under)
+        part = self.ops.col2im(columns, spatial=size, padding=pads, **self.geometry)
         return xpx.at(image)[(samples, *under, slice(None))].add(part)
 
     def cut(self, image: Array, block: _Block) -> Array:
@@ -238,12 +237,11 @@ class _Columns:
         y = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
         return xp.reshape(xp.permute_dims(y, (1, 0, 2)), (self.n, *self.w.out, y.shape[0] * y.shape[2]))
 
-    def _under(self, block: _Block) -> tuple[slice, ...]:
-        """The part of the padded image that lies under the windows of a block."""
-        lines = block[1]
-        reach, *others = self.w.reach((lines.stop - lines.start, *self.w.out[1:]))
-        first = lines.start * self.w.stride[0]
-        return slice(first, first + reach), *(slice(0, other) for other in others)
+    def _under(self, block: _Block) -> tuple[tuple[slice, ...], Pads]:
+        """The part of the image that lies under the windows of a block, and the padding around it."""
+        lines, w = block[1], self.w
+        reach = w.reach((lines.stop - lines.start, *w.out[1:]))
+        return w.part((lines.start * w.stride[0], *(0 for _ in w.n[1:])), reach)
 
 
 def geometry(
@@ -267,17 +265,6 @@ def geometry(
     channels(op, x, weight.shape[-1] * groups, "the weights")
     vectors(op, weight.shape[0], bias=bias)
     return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride, padding, dilation)
-
-
-def padded(xp: Any, x: Array, w: Window) -> Array:
-    """The image with zeros around it."""
-    return xpx.pad(x, ((0, 0), *w.pads, (0, 0)), xp=xp) if any(map(any, w.pads)) else x
-
-
-def cropped(x: Array, w: Window) -> Array:
-    """The image without what `padded` put around it."""
-    inner = tuple(slice(before, before + m) for (before, _), m in zip(w.pads, w.n, strict=True))
-    return x[(slice(None), *inner, slice(None))]
 
 
 def _check_groups(op: str, groups: int, rows: int) -> None:

@@ -16,7 +16,7 @@ import array_api_extra as xpx
 
 from xpnn.ops._array import Array, namespace
 from xpnn.ops._window import Padding, Sizes, Window
-from xpnn.ops.convolution import cropped, geometry, padded
+from xpnn.ops.convolution import geometry
 from xpnn.ops.pool import pool_window
 
 if TYPE_CHECKING:
@@ -74,18 +74,18 @@ def by_responses(
     """`conv_pool`, by a convolution and what `best` makes of its responses."""
     xp, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
     p = pooled(w, pool)
-    image = padded(xp, x, w)
     kept = w.reach(tuple(out * size for out, size in zip(p.out, p.size, strict=True)))  # by the pool, of the responses
-    seen = (slice(None), *map(slice, kept), slice(None))
-    responses, conv_backward = ops.conv(image[seen], weight, stride=w.stride, dilation=w.dilation)
+    under, pads = w.part((0,) * len(kept), kept)
+    seen = (slice(None), *under, slice(None))
+    responses, conv_backward = ops.conv(x[seen], weight, stride=w.stride, padding=pads, dilation=w.dilation)
     y, best_backward = best(ops, responses, bias, p.size, relu)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
         dresponses, dbias = best_backward(dy)
-        dimage, dweight, _ = conv_backward(dresponses, input_gradient=input_gradient)
-        if dimage is not None and dimage.shape != image.shape:
-            dimage = xpx.at(xp.zeros_like(image))[seen].set(dimage)
-        return (None if dimage is None else cropped(dimage, w)), dweight, dbias
+        dx, dweight, _ = conv_backward(dresponses, input_gradient=input_gradient)
+        if dx is not None and dx.shape != x.shape:
+            dx = xpx.at(xp.zeros_like(x))[seen].set(dx)
+        return dx, dweight, dbias
 
     return y, backward
 
