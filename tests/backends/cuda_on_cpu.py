@@ -68,18 +68,12 @@ class Memory(np.ndarray[Any, Any]):
     @property
     def data(self) -> Any:
         """Where it lies."""
-        return SimpleNamespace(ptr=self.ctypes.data, of=self)
+        return SimpleNamespace(ptr=self.ctypes.data)
 
 
 def memory(a: Any) -> Any:
     """`a` as such an array."""
     return np.asarray(a).view(Memory)
-
-
-def ndarray(shape: Any, dtype: Any, data: Any, strides: Any) -> Any:
-    """A view of memory, as `cupy.ndarray` makes it."""
-    interface = {"shape": shape, "typestr": dtype.str, "data": (data.ptr, False), "strides": strides, "version": 3}
-    return memory(SimpleNamespace(__array_interface__=interface, of=data.of))
 
 
 def empty(shape: Any, dtype: Any) -> Any:
@@ -146,6 +140,9 @@ def kernels(modules: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-CUPY = SimpleNamespace(
-    ndarray=ndarray, empty=empty, RawKernel=RawKernel, ascontiguousarray=lambda x: memory(np.ascontiguousarray(x))
-)
+def ascontiguousarray(x: Any) -> Any:
+    """As CuPy's: `x` itself where it can be."""
+    return x if isinstance(x, Memory) and x.flags.c_contiguous else memory(np.ascontiguousarray(x))
+
+
+CUPY = SimpleNamespace(empty=empty, RawKernel=RawKernel, ascontiguousarray=ascontiguousarray)
