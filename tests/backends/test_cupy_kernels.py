@@ -77,8 +77,12 @@ def test_columns_are_summed_in_the_order_of_the_standard_body(geometry, c, launc
     assert launched == [("xpnn_col2im", "float", 4 if c == 4 else 1)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", REPLACED, ids=repr)
+FIRST = [next(case for case in REPLACED if case.subject == name) for name in KERNELS]
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, "float32") for case in REPLACED), *((case, "float64") for case in FIRST)], ids=repr
+)
 def test_case(case, dtype):
     side = parity.Side("kernels", OnCPU(), FUSED)
     assert [f for f in parity.judge(case, side, dtype) if f.fault] == []
@@ -137,6 +141,14 @@ def test_rectified_nan_is_nan(name):
         "batch_norm": lambda: FUSED.batch_norm(x, *one, training=False, relu=True)[0][0],
         "conv_pool": lambda: FUSED.conv_pool(x, weight, pool=2, relu=True)[0],
     }[name]()
+    assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_nan_is_the_maximum_of_a_window(place):
+    x = np.arange(4, dtype="float32")
+    x[place] = np.nan
+    y, _ = FUSED.conv_pool(memory(x.reshape(1, 2, 2, 1)), memory(np.ones((1, 1, 1, 1), "float32")), pool=2)
     assert np.isnan(y).all()
 
 

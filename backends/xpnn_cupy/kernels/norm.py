@@ -19,8 +19,8 @@ from xpnn_cupy.kernels._cuda import THREADS, Kernel, takes, width
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
-THREADS_WANTED = 1 << 14  # to keep the GPU busy, and those sums few
-TERMS = 16, 128  # added one after the other by one of them: at least, at most
+THREADS_WANTED = 1 << 16  # to keep the GPU busy
+TERMS = 8, 64  # added one after the other by one of them: at least, at most
 
 # A thread adds every so-many-th pack, so that neighbours read neighbours; `stride` is a multiple of `packs`.
 _SUMS = Kernel("xpnn_norm_sums", """

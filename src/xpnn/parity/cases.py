@@ -243,6 +243,7 @@ OPS = [
     of_op("conv", "padding-over-kernel", (2, 3, 2, 2), (2, 2, 1, 2), (2,), padding=3),
     of_op("conv", "padding-axes", (2, 4, 3, 2), (3, 2, 2, 2), (3,), padding=(0, 2)),
     of_op("conv", "padding-pairs", (2, 4, 3, 2), (3, 2, 2, 2), (3,), padding=((2, 0), (0, 1)), stride=2),
+    of_op("conv", "fewer-channels", (2, 6, 5, 3), (2, 2, 3, 3), (2,), padding=((1, 0), (0, 4)), dilation=(3, 2)),
     of_op("conv", "same", (2, 4, 3, 2), (3, 2, 3, 2), (3,), padding="same"),
     of_op("conv", "same-strided", (2, 7, 5, 2), (3, 2, 3, 2), (3,), padding="same", stride=(3, 2)),
     of_op("conv", "same-dilated", (2, 5, 4, 2), (3, 2, 2, 2), (3,), padding="same", dilation=(3, 1)),
