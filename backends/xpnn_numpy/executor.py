@@ -108,6 +108,10 @@ class PiecesExecutor(Executor):
         right = self.loss.correct(scores, targets)
         return loss.dtype.type(0 if right is None else np.count_nonzero(right))
 
+    def _flat_gradient(self, gradients: Mapping[str, Array], out: Array | None = None) -> Array:
+        parts = [gradients[path].reshape(-1) for path in self.shapes]
+        return np.concatenate(parts, out=out) if parts else out
+
     def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
         return {path: flat[part].reshape(shape) for path, part, shape in self._parts}
 
@@ -161,7 +165,7 @@ class PiecesExecutor(Executor):
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
             a, b = n * i // lanes, n * (i + 1) // lanes
             ops = self.backend.ops if meeting is None else self._ops[i]
-            gradient, stats, loss, right = self._tree(flats[i]), dict[str, Array](), None, None
+            stats, loss, right = dict[str, Array](), None, None
             pieces = self._pieces(b - a) if self.per_sample else 1
             for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
@@ -171,12 +175,11 @@ class PiecesExecutor(Executor):
                 hits = self._right(scores, targets[start:stop], part)
                 if loss is None:
                     loss, right = part, hits
-                    for path, g in gradients.items():
-                        gradient[path][...] = g
+                    self._flat_gradient(gradients, out=flats[i])
                 else:
                     loss, right = loss + part, right + hits
-                    for path, g in gradients.items():
-                        gradient[path] += g
+                    for path, g in self._tree(flats[i]).items():
+                        g += gradients[path]
             return stats, loss, right
 
         if lanes == 1:
@@ -214,7 +217,7 @@ def keep_memory() -> None:
 
 
 def _finite(values: Array) -> bool:
-    return isfinite(np.add.reduce(values)) or bool(np.isfinite(values).all())  # a sum alone may overflow
+    return isfinite(values.dot(values)) or bool(np.isfinite(values).all())  # squares alone may overflow
 
 
 def _sum(parts: Any) -> Any:

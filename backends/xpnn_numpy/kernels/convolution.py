@@ -115,10 +115,11 @@ class Windows:
 
     def weight_gradient(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """That of the weights, from the gradients of blocks of responses."""
-        dmatrix = np.zeros((prod(self.kernel), len(weight)), weight.dtype)
+        dmatrix = None
         for block, d in dy:
-            dmatrix += multiply_across(self.gather(block), d.reshape(-1, len(weight)))
-        return dmatrix.T.reshape(weight.shape)
+            part = multiply_across(self.gather(block), d.reshape(-1, len(weight)))
+            dmatrix = part if dmatrix is None else np.add(dmatrix, part, out=dmatrix)
+        return np.zeros_like(weight) if dmatrix is None else dmatrix.T.reshape(weight.shape)
 
     def scattered(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""

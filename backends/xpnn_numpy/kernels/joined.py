@@ -70,7 +70,8 @@ def _tournament(phases: Host, y: Host) -> list[Host]:
         games = len(a) // 2 * 2
         winners = np.empty((len(a) - games // 2, *y.shape), y.dtype)
         np.maximum(a[:games:2], a[1:games:2], out=winners[: games // 2])
-        winners[games // 2 :] = a[games:]  # the last, where it has no opponent
+        if games < len(a):
+            winners[-1] = a[-1]  # without an opponent
         rounds.append(winners)
     np.maximum(rounds[-1][0], rounds[-1][-1], out=y)
     return rounds
@@ -84,7 +85,8 @@ def _prizes(rounds: list[Host], d: Host) -> Host:
         left, right = shared[:games:2], shared[1:games:2]
         np.multiply(prizes[: games // 2], a[:games:2] >= a[1:games:2], out=left)
         np.subtract(prizes[: games // 2], left, out=right)
-        shared[games:] = prizes[games // 2 :]
+        if games < len(a):
+            shared[-1] = prizes[-1]
         prizes = shared
     return prizes
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from xpnn.ops import loss as standard
 from xpnn.ops._array import floats
+from xpnn.ops.sums import BLOCK
 from xpnn_numpy.kernels._rows import Host
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ def softmax_cross_entropy(
         )
     floats("softmax_cross_entropy", x=logits)
     standard.check_labels("softmax_cross_entropy", logits, labels)
-    hit = labels[..., None] == np.arange(logits.shape[-1])
-    known = np.logical_or.reduce(hit, -1, keepdims=True).astype(logits.dtype)  # a label out of range adds nothing
+    classes = logits.shape[-1]
+    along = np.add.reduce if classes <= BLOCK else ops.total
+    hit = labels[..., None] == np.arange(classes)
+    known = np.add.reduce(hit, -1, logits.dtype, keepdims=True)  # 0 for a label out of range, which adds nothing
     shifted = logits - np.maximum.reduce(logits, -1, keepdims=True)
     e = np.exp(shifted)
-    sums = ops.total(e, -1, keepdims=True)
-    loss = (np.log(sums) - ops.total(shifted * hit, -1, keepdims=True)) * known
+    sums = along(e, -1, keepdims=True)
+    loss = (np.log(sums) - along(shifted * hit, -1, keepdims=True)) * known
 
     def backward(dy: Host | float) -> tuple[Host, None, None]:
         dlogits = e / sums

@@ -37,7 +37,9 @@ def total(ops: Ops, x: Host, axis: int | tuple[int, ...], *, keepdims: bool = Fa
 
 
 def _leading(x: Host) -> Host:
-    """The sum of rows, in the order of the standard body."""
+    """The sum of rows, in the order of the standard body but for a last block by itself."""
+    if standard.BLOCK < len(x) < 2 * standard.BLOCK:  # what a small batch has: two calls instead of five
+        x = np.add.reduceat(x, (0, standard.BLOCK), 0)
     while len(x) > standard.BLOCK:
         rows = len(x) // standard.BLOCK
         cut = rows * standard.BLOCK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, ClassVar
 
@@ -80,11 +81,7 @@ class Reshape(Layer):
 
     def shape(self, in_shape: Shape) -> Shape:
         """`(...) → target`."""
-        size, known = prod(in_shape), prod(n for n in self.target if n != -1)
-        target = tuple(size // max(known, 1) if n == -1 else n for n in self.target)
-        if self.target.count(-1) > 1 or any(n < 1 for n in target) or prod(target) != size:
-            raise ShapeError(f"samples of shape {in_shape} hold {size} values, which do not fill {self.target}")
-        return target
+        return _filled(self.target, in_shape)
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """0 by convention, see `Layer`."""
@@ -99,6 +96,16 @@ class Reshape(Layer):
             return (xp.reshape(dy, in_shape) if input_gradient else None), {}
 
         return y, {}, backward
+
+
+@lru_cache(maxsize=4096)
+def _filled(target: Shape, in_shape: Shape) -> Shape:
+    """The target without its -1."""
+    size, known = prod(in_shape), prod(n for n in target if n != -1)
+    whole = tuple(size // max(known, 1) if n == -1 else n for n in target)
+    if target.count(-1) > 1 or any(n < 1 for n in whole) or prod(whole) != size:
+        raise ShapeError(f"samples of shape {in_shape} hold {size} values, which do not fill {target}")
+    return whole
 
 
 @dataclass(frozen=True, repr=False)
