@@ -62,12 +62,22 @@ def test_losses_far_from_zero(backend, far):
         ("avg_pool", {"window": 2}), ("global_max_pool", {}), ("global_avg_pool", {}),
     ],
 )  # fmt: skip
-def test_nan_comes_out(backend, op, options):
+@pytest.mark.parametrize("place", [(0, 0), (1, 0), (1, 1)])
+def test_nan_comes_out(backend, op, options, place):
     """A step is stopped by a loss that is not finite; no op may hide one."""
     x = np.ones((1, 2, 2, 1), dtype=np.float32)
-    x[0, 1, 0, 0] = np.nan
+    x[0, *place, 0] = np.nan
     y, _ = getattr(backend.ops, op)(backend.asarray(x), **options)
     assert np.isnan(backend.to_numpy(y)).any()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_nan_comes_out_of_a_joined_pool(backend, place, relu):
+    x, weight = np.ones((1, 2, 2, 1), dtype=np.float32), np.ones((1, 1, 1, 1), dtype=np.float32)
+    x[0, *place, 0] = np.nan
+    y, _ = backend.ops.conv_pool(backend.asarray(x), backend.asarray(weight), pool=2, relu=relu)
+    assert np.isnan(backend.to_numpy(y)).all()
 
 
 def test_long_sums_keep_their_digits(backend):

@@ -30,7 +30,7 @@ extern "C" __global__ void xpnn_pool_forward(
             for (unsigned c = 0; c < k2; ++c) {
                 const Pack r = responses[p.first + a * p.plane + b * p.row + c * packs];
                 for (int w = 0; w < W; ++w)
-                    if (!(r.v[w] <= best.v[w])) best.v[w] = r.v[w];  // NaN wins
+                    if (r.v[w] > best.v[w] || r.v[w] != r.v[w]) best.v[w] = r.v[w];  // NaN wins
             }
     if (biased)
         for (int w = 0; w < W; ++w) best.v[w] += bias[p.channel].v[w];

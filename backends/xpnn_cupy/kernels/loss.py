@@ -26,7 +26,7 @@ extern "C" __global__ void xpnn_cross_entropy(
     const long long label = labels[row];
     const bool known = label >= 0 && label < classes;
     T most = z[0], sum = 0;
-    for (unsigned k = 1; k < classes; ++k) if (!(z[k] <= most)) most = z[k];  // NaN wins
+    for (unsigned k = 1; k < classes; ++k) if (z[k] > most) most = z[k];
     for (unsigned k = 0; k < classes; ++k) sum += exp(z[k] - most);
     loss[row] = known ? log(sum) - (z[label] - most) : T(0);
     for (unsigned k = 0; k < classes; ++k)

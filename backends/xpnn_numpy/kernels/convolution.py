@@ -32,6 +32,8 @@ Block = tuple[slice, slice]
 """Samples, and lines of the first spatial axis."""
 SHARE = 4
 """Times the size of a block: in which the shares of the taps are added up, for each is a call of NumPy's."""
+SMALL = 1 << 12
+"""Values of `dy`, as many as the input has places, of which columns take less time than such a call for each tap."""
 
 
 def conv(
@@ -50,13 +52,13 @@ def conv(
         return standard.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     x = np.ascontiguousarray(x)
-    matrix, by_dy = weight.reshape(len(weight), -1), suits(w, x.shape[-1], len(weight), prod(w.out))
-    windows = Windows(pad(x, w.pads), w)
+    matrix, windows = weight.reshape(len(weight), -1), Windows(pad(x, w.pads), w)
     y = np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
         multiply(windows.gather(block), matrix.T, y[block].reshape(-1, len(weight)))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
+    by_dy = suits(w, len(x), x.shape[-1], len(weight), prod(w.out))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
@@ -78,14 +80,13 @@ class Windows:
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
         self.image, self.pool, self.channels, self.columns = image, pool, image.shape[-1], dict[Any, Host]()
-        self.kernel = (*w.size, self.channels)
-        self.out, self.places, self.taps = _layout(image.shape, image.itemsize, w, pool)
+        self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
+            image.shape, image.itemsize, w, pool
+        )
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """Cut the outputs into blocks of whole samples, or of lines of one sample."""
-        n, lines = len(self.image), self.out[0]
-        line = prod(self.pool) * prod(self.out[1:]) * prod(self.kernel) * self.image.itemsize
-        count = max(1, column_bytes // max(line, 1))
+        n, lines, count = len(self.image), self.out[0], max(1, column_bytes // max(self.line, 1))
         if count >= lines:
             step = count // lines
             yield from ((slice(i, min(i + step, n)), slice(0, lines)) for i in range(0, n, step))
@@ -97,11 +98,11 @@ class Windows:
     def gather(self, block: Block) -> Host:
         """The columns of a block, `(rows, K·C)`; of one channel they are small, and remembered."""
         if self.channels > 1:
-            return np.ascontiguousarray(self.under(self.image, block)).reshape(-1, prod(self.kernel))
+            return np.ascontiguousarray(self.under(self.image, block)).reshape(-1, self.length)
         key = block[0].start, block[1].start
         if key not in self.columns:
             part = self.under(self.image, block, taps_first=True)
-            self.columns[key] = np.ascontiguousarray(part).reshape(prod(self.kernel), -1).T
+            self.columns[key] = np.ascontiguousarray(part).reshape(self.length, -1).T
         return self.columns[key]
 
     def under(self, image: Host, block: Block, *, taps_first: bool = False) -> Host:
@@ -137,14 +138,21 @@ class Windows:
 @lru_cache(maxsize=4096)
 def _layout(
     shape: tuple[int, ...], itemsize: int, w: Window, pool: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The windows along each axis; the bytes from one of a contiguous image to the next, and from tap to tap."""
+) -> tuple[tuple[int, ...], int, tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]:
+    """What does not change from step to step.
+
+    A window with its channels and how many values that is, the windows along each axis and the bytes of a line of
+    their columns; the bytes from one of a contiguous image to the next, and from tap to tap.
+    """
+    kernel = (*w.size, shape[-1])
     out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
     sample, *spatial, last = (prod(shape[i:]) * itemsize for i in range(1, len(shape) + 1))
     steps = tuple(m * s for m, s in zip(spatial, w.stride, strict=True))
     over = tuple(m * p for m, p in zip(steps, pool, strict=True)) if pool else steps
     taps = tuple(m * d for m, d in zip(spatial, w.dilation, strict=True))
-    return out, (*(steps if pool else ()), sample, *over), (*taps, last)
+    length = prod(kernel)
+    line = prod(pool) * prod(out[1:]) * length * itemsize
+    return kernel, length, out, line, (*(steps if pool else ()), sample, *over), (*taps, last)
 
 
 def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host]]:
@@ -153,13 +161,15 @@ def cut(dy: Host, windows: Windows, column_bytes: int) -> list[tuple[Block, Host
 
 
 @lru_cache(maxsize=4096)
-def suits(w: Window, channels: int, c_out: int, responses: int) -> bool:
+def suits(w: Window, n: int, channels: int, c_out: int, responses: int) -> bool:
     """Whether columns of `dy` are the cheaper ones, which serve both gradients.
 
     There are more of them where the input is larger than the response, and they are longer where it has fewer channels.
+    Where `dy` is small that does not count beside a call of NumPy's for each tap.
     """
     of_stride_1 = set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))  # no padding beyond a kernel's reach
-    return of_stride_1 and 8 * prod(w.n) <= 9 * responses and 4 * channels >= c_out
+    few = n * prod(w.n) * c_out <= SMALL
+    return of_stride_1 and (few or 8 * prod(w.n) <= 9 * responses) and 4 * channels >= c_out
 
 
 def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host) -> tuple[Host | None, Host]:

@@ -36,7 +36,6 @@ def conv_pool(
     size = standard.pooled(w, pool).size
     x = np.ascontiguousarray(x)
     windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
-    by_dy = suits(w, x.shape[-1], c_out, prod(size) * prod(windows.out))
     y = np.empty((len(x), *windows.out, c_out), x.dtype)
     games: list[tuple[Block, list[Host]]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
@@ -53,7 +52,7 @@ def conv_pool(
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
-        if by_dy:
+        if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x), dbias
         dx = windows.scattered(by_block, weight)[inner(w)] if input_gradient else None

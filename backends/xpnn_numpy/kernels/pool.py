@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from xpnn.ops import pool as standard
 from xpnn.ops._array import floats
-from xpnn.ops._window import Padding, Sizes
+from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.kernels._rows import Host
 
 if TYPE_CHECKING:
@@ -36,24 +37,36 @@ def avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
         )  # fmt: skip
-    y, shapes, whole = x, [], x.shape
-    for axis, (out, k) in enumerate(zip(w.out, w.size, strict=True), start=1):
-        shapes.append((*y.shape[:axis], out, k, prod(y.shape[axis + 1 :])))
-        taps = y.reshape(shapes[-1])
-        y = taps[..., 0, :] if k == 1 else taps[..., 0, :] + taps[..., 1, :]
-        for tap in range(2, k):
+    y, shape, whole = x, x.shape, prod(w.size)  # of `x` nothing is kept
+    steps = _steps(shape, w)
+    for taps_of, out in steps:
+        taps = y.reshape(taps_of)
+        y = taps[..., 0, :] + taps[..., 1, :]
+        for tap in range(2, taps_of[-2]):
             y += taps[..., tap, :]
-        y = y.reshape(*shapes[-1][: axis + 1], *x.shape[axis + 1 :])
-    y = y / prod(w.size)
+        y = y.reshape(out)
+    y = np.divide(y, whole, out=y) if steps else y / whole
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = dy / prod(w.size)
-        for shape in reversed(shapes):
-            spread = np.empty(shape, dx.dtype)
-            spread[...] = dx.reshape(*shape[:-2], 1, shape[-1])
+        dx = dy / whole
+        for taps_of, _ in reversed(steps):
+            spread = np.empty(taps_of, dx.dtype)
+            spread[...] = dx.reshape(*taps_of[:-2], 1, taps_of[-1])
             dx = spread
-        return (dx.reshape(whole),)
+        return (dx.reshape(shape),)
 
     return y, backward
+
+
+@lru_cache(maxsize=4096)
+def _steps(shape: tuple[int, ...], w: Window) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For each axis on which there is something to sum: the shape with its taps as the last axis but one, and after."""
+    steps = []
+    for axis, (out, k) in enumerate(zip(w.out, w.size, strict=True), start=1):
+        pooled = *shape[:axis], out, *shape[axis + 1 :]
+        if k > 1:
+            steps.append(((*shape[:axis], out, k, prod(shape[axis + 1 :])), pooled))
+        shape = pooled
+    return steps

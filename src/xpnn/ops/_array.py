@@ -12,6 +12,7 @@ from xpnn.errors import MixedBackendsError, ShapeError
 Array = Any  # the array API standard has no type to import; every backend brings its own class
 
 _namespaces: dict[type, Any] = {}  # array class -> namespace; a step asks this some hundred times
+_floats: dict[Any, Any] = {}  # array class and floating dtype -> namespace
 
 device = array_api_compat.device
 
@@ -38,6 +39,17 @@ def namespace(op: str, **arrays: Array | None) -> Any:
 
 def floats(op: str, **arrays: Array | None) -> Any:
     """`namespace`, and a check that all arrays share one real floating dtype."""
+    kind = None
+    for array in arrays.values():
+        if array is not None:
+            its = type(array), getattr(array, "dtype", None)
+            if kind is None:
+                kind = its
+            elif its != kind:
+                break
+    else:
+        if kind in _floats:  # what is right has been so before, nearly always
+            return _floats[kind]
     xp = namespace(op, **arrays)
     dtype = first = None
     for name, array in arrays.items():
@@ -52,6 +64,7 @@ def floats(op: str, **arrays: Array | None) -> Any:
                 )
         elif array.dtype != dtype:
             raise ShapeError(f"{op}: {first} has dtype {dtype}, but {name} has {array.dtype}; cast one to the other")
+    _floats[kind] = xp
     return xp
 
 

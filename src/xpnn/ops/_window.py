@@ -47,7 +47,7 @@ class Window:
         """Whether no input lies under two windows."""
         return all(d * (k - 1) < s for k, s, d in zip(self.size, self.stride, self.dilation, strict=True))
 
-    @property
+    @cached_property
     def tiles(self) -> bool:
         """Whether the windows lie side by side and cover the input."""
         covered = tuple(m * k for m, k in zip(self.out, self.size, strict=True))

@@ -88,9 +88,8 @@ class Chain(Layer):
                 else plain
             )
             try:
-                x, s, part = link.layer.apply(
-                    {k: weights[p] for k, p in link.weights}, {k: stats[p] for k, p in link.stats}, x, inner
-                )
+                own = {k: stats[p] for k, p in link.stats} if link.stats else {}
+                x, s, part = link.layer.apply({k: weights[p] for k, p in link.weights}, own, x, inner)
             except ShapeError as e:
                 raise e.within(named(link.name, link.layer)) from None
             for k, p in link.stats:
