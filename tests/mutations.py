@@ -36,8 +36,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "conv bias gradient dropped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None if",
-        "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return None if",
+        "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return dx, dweight",
+        "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return dx, dweight",
     ),
     "dense bias gradient dropped": (
         VALUES,
@@ -222,8 +222,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "a lane's share of the gradient forgotten": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "                        gradient[path] += g",
-        "                        gradient[path] = g",
+        "                        g += gradients[path]",
+        "                        g[...] = gradients[path]",
     ),
     "ReLU dropped by the joined layer": (
         "tests/train/test_lowering.py",
