@@ -48,9 +48,7 @@ class GraphExecutor(Executor):
 
         def compute(arrays: Arrays) -> Array:
             masks = {path: arrays[f"draws {path}"] for path in draws}
-            new, metrics = Executor.step(self, state, arrays["images"], arrays["targets"], masks, arrays["scalars"])
-            state["finite"][...] = new["finite"]
-            return metrics
+            return Executor.step(self, state, arrays["images"], arrays["targets"], masks, arrays["scalars"])[1]
 
         given = {"images": images, "targets": targets, "scalars": scalars}
         return state, self._run("step", state, given | {f"draws {path}": a for path, a in draws.items()}, compute)
@@ -99,8 +97,15 @@ class GraphExecutor(Executor):
         self._attempts = ATTEMPTS
         return recording
 
-    def _moved(self, finite: Array, new: Array, old: Array) -> Array:
-        cupy.copyto(old, new, where=finite)
+    def _where_finite(self, new: State, old: State) -> State:
+        held, finite = leaves(old), new["finite"]  # the last of them is finite itself
+        values = [new["weights"], *(new[kind][name] for kind in ("moments", "stats") for name in old[kind])]
+        for i, value in enumerate(values):  # an optimizer may hand on what it was given
+            if any(cupy.may_share_memory(value, a) for a in held):
+                values[i] = value.copy()
+        for a, value in zip(held, values, strict=False):
+            cupy.copyto(a, value, where=finite)
+        old["finite"][...] = finite
         return old
 
     def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:

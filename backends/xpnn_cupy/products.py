@@ -42,7 +42,7 @@ def matmul(ops: Ops, a: Array, b: Array) -> Array:
     if rows != k or len(batch) != 1:
         return xp.matmul(a, b)  # says what does not fit
     (count,) = batch
-    if count == 1 and (parts := _parts(m, n, k)) > 1:
+    if count == 1 and a.dtype.itemsize > 2 and (parts := _parts(m, n, k)) > 1:
         a, b = a.reshape(m, parts, k // parts).transpose(1, 0, 2), b.reshape(parts, k // parts, n)
         return xp.reshape(ops.total(matmul(ops, a, b), 0), (1, m, n)[3 - ndim :])
     c = cupy.empty((count, m, n)[3 - a.ndim :], a.dtype)

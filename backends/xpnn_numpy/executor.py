@@ -108,9 +108,10 @@ class PiecesExecutor(Executor):
         right = self.loss.correct(scores, targets)
         return loss.dtype.type(0 if right is None else np.count_nonzero(right))
 
-    def _flat_gradient(self, gradients: Mapping[str, Array], out: Array | None = None) -> Array:
+    def _fill(self, flat: Array, gradients: Mapping[str, Array]) -> None:
         parts = [gradients[path].reshape(-1) for path in self.shapes]
-        return np.concatenate(parts, out=out) if parts else out
+        if parts:
+            np.concatenate(parts, out=flat)
 
     def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
         return {path: flat[part].reshape(shape) for path, part, shape in self._parts}
@@ -177,7 +178,7 @@ class PiecesExecutor(Executor):
                 hits = self._right(scores, targets[start:stop], part)
                 if loss is None:
                     loss, right = part, hits
-                    self._flat_gradient(gradients, out=flats[i])
+                    self._fill(flats[i], gradients)
                 else:
                     loss, right = loss + part, right + hits
                     for path, g in self._tree(flats[i]).items():

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache, wraps
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,10 +134,7 @@ def modules() -> dict[str, Any]:
 
 def kernels(modules: dict[str, Any]) -> dict[str, Any]:
     """Their kernels; all but the products, which are cuBLAS's."""
-    found = {name: kernel for name, kernel in modules["kernels"].KERNELS.items() if name != "matmul"}
-    im2col = found["im2col"]
-    found["im2col"] = wraps(im2col)(lambda ops, x, **options: im2col(ops, memory(x), **options))  # a padded image
-    return found
+    return {name: kernel for name, kernel in modules["kernels"].KERNELS.items() if name != "matmul"}
 
 
 def ascontiguousarray(x: Any) -> Any:
@@ -145,4 +142,4 @@ def ascontiguousarray(x: Any) -> Any:
     return x if isinstance(x, Memory) and x.flags.c_contiguous else memory(np.ascontiguousarray(x))
 
 
-CUPY = SimpleNamespace(empty=empty, RawKernel=RawKernel, ascontiguousarray=ascontiguousarray)
+CUPY = SimpleNamespace(ndarray=Memory, empty=empty, RawKernel=RawKernel, ascontiguousarray=ascontiguousarray)

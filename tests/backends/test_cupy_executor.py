@@ -23,6 +23,7 @@ from xpnn import losses
 from xpnn.conformance.networks import ADAM, CLASSES, IMAGES, LABELS, SHAPE, assert_same_tree
 from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, MaxPool2D, ReLU, Residual, Sequential
 from xpnn.layers.base import Layer
+from xpnn.optim import Optimizer
 from xpnn.random import Stream
 from xpnn.train.executor import Executor
 
@@ -79,10 +80,20 @@ class TheirState:
             a[...] = before
 
 
-def executors(backend, model=NET):
+class Remembering(Optimizer):
+    """Whose moments are the weights of the two steps before: arrays that it was given."""
+
+    moments = ("last", "before")
+
+    def update(self, ops, weights, gradient, moments, scalars):
+        step = scalars[0] * gradient + 0.01 * (weights - moments["before"])
+        return weights - step, {"before": moments["last"], "last": weights}
+
+
+def executors(backend, model=NET, optimizer=ADAM):
     """The plain one, and the one that records."""
-    GraphExecutor = import_module("xpnn_cupy.executor").GraphExecutor
-    return [cls(backend, model, losses.CrossEntropy(), ADAM, SHAPE, "float32") for cls in (Executor, GraphExecutor)]
+    classes = Executor, import_module("xpnn_cupy.executor").GraphExecutor
+    return [cls(backend, model, losses.CrossEntropy(), optimizer, SHAPE, "float32") for cls in classes]
 
 
 def begun(executor, seed=0):
@@ -116,6 +127,16 @@ def test_a_recorded_step_is_the_step(backend):
     np.testing.assert_array_equal(metrics, their_metrics)
     assert_same_tree(recorded, plain)
     assert len({tuple(m) for m in metrics}) == len(sizes)
+
+
+def test_an_optimizer_may_hand_on_what_it_was_given(backend):
+    found = []
+    for executor in executors(backend, optimizer=Remembering(0.1)):
+        state = begun(executor)
+        for number in range(5):
+            state, _ = step(executor, state, number)
+        found.append(executor.save(state))
+    assert_same_tree(found[1], found[0])
 
 
 def test_each_state_goes_its_own_way(backend):

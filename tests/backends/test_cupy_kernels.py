@@ -7,6 +7,7 @@ from cuda_on_cpu import memory
 from xpnn_numpy import NumPyBackend
 
 from xpnn import ops, parity
+from xpnn.errors import MixedBackendsError, ShapeError
 from xpnn.ops import Ops
 from xpnn.parity import CASES, Placed
 from xpnn.random import Stream
@@ -150,6 +151,49 @@ def test_nan_is_the_maximum_of_a_window(place):
     x[place] = np.nan
     y, _ = FUSED.conv_pool(memory(x.reshape(1, 2, 2, 1)), memory(np.ones((1, 1, 1, 1), "float32")), pool=2)
     assert np.isnan(y).all()
+
+
+def test_a_gradient_unlike_the_output_is_refused():
+    x = memory(np.ones((2, 4, 4, 2), "float32"))
+    one = [memory(np.ones(2, "float32")) for _ in range(4)]
+    backwards = {
+        "relu": FUSED.relu(x)[1],
+        "tanh": FUSED.tanh(x)[1],
+        "add": FUSED.add(x, x, relu=True)[1],
+        "batch_norm": FUSED.batch_norm(x, *one, training=True)[1],
+        "avg_pool": FUSED.avg_pool(x, window=1)[1],
+        "conv_pool": FUSED.conv_pool(x, memory(np.ones((2, 1, 1, 2), "float32")), pool=1)[1],
+    }
+    for op, backward in backwards.items():
+        text = rf"{op}: dy has shape \(1, 4, 4, 2\) and dtype float32; expected those of the output, \(2, 4, 4, 2\) and"
+        with pytest.raises(ShapeError, match=text):
+            backward(x[:1])
+        with pytest.raises(ShapeError, match="and dtype float64; expected"):
+            backward(memory(x.astype("float64")))
+        with pytest.raises(MixedBackendsError, match=f"{op}: dy is a ndarray; bring it to CuPy with backend.asarray"):
+            backward(np.asarray(x))
+
+
+def test_arrays_of_numpy_are_computed_where_they_are(launched):
+    x = np.ones((2, 3), "float32")
+    for op in ("relu", "tanh"):
+        y, backward = getattr(FUSED, op)(x)
+        assert type(y) is type(backward(x)[0]) is np.ndarray
+    assert launched == []
+
+
+def test_an_unknown_label_hides_no_nan():
+    logits = memory(np.array([[np.nan, 1], [1, 2]], "float32"))
+    loss, backward = FUSED.softmax_cross_entropy(logits, memory(np.array([-1, 0])))
+    assert np.isnan(loss)
+    assert np.isnan(backward(1.0)[0][0]).all()
+
+
+def test_known_statistics_do_not_depend_on_x():
+    x = memory(np.array([[np.inf, 1], [2, 3]], "float32"))
+    one = [memory(np.ones(2, "float32")) for _ in range(4)]
+    dx = FUSED.batch_norm(x, *one, training=False)[1](memory(np.ones((2, 2), "float32")))[0]
+    np.testing.assert_allclose(dx, 1 / np.sqrt(1 + 1e-5), rtol=1e-6)
 
 
 def test_what_has_no_kernel_is_the_standard_body(launched):

@@ -149,6 +149,14 @@ def test_long_products_of_many_results_are_whole(products):
     assert (300, 300, 1 << 16, 1) in products.cublas.told
 
 
+def test_long_products_of_half_precision_are_whole(products):
+    """Parts of the sum may be larger than float16 holds; cuBLAS adds in 32 bits."""
+    a = on_host(np.ones((1, 1 << 16), "float16"))
+    b = on_host(np.repeat(np.asarray([300, -300], "float16"), 1 << 15)[:, None])
+    products.matmul(ops.standard, a, b)
+    assert [told for told in products.cublas.told if isinstance(told, tuple)] == [(1, 1, 1 << 16, 1)]
+
+
 def test_small_weights_are_turned_for_many_rows(products):
     rows, weights = on_host(np.ones((1 << 16, 5), "float32")), on_host(np.ones((3, 5), "float32"))
     np.testing.assert_array_equal(products.matmul(ops.standard, rows, weights.T), np.full((1 << 16, 3), 5))

@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 import numpy as np
 
+from xpnn.errors import MixedBackendsError, ShapeError
 from xpnn.ops._array import Array
 
 THREADS = 256  # of a block
@@ -30,7 +31,18 @@ __device__ unsigned thread() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
 def takes(x: Array) -> bool:
     """Whether there are kernels for the type of `x`, and values to count, and not too many."""
-    return x.dtype.name in _TYPES and 0 < x.size < LIMIT
+    return isinstance(x, cupy.ndarray) and x.dtype.name in _TYPES and 0 < x.size < LIMIT
+
+
+def alike(op: str, dy: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`dy`, C-contiguous, once it is known to be like the output, for kernels read it as such."""
+    if not isinstance(dy, cupy.ndarray):
+        raise MixedBackendsError(f"{op}: dy is a {type(dy).__name__}; bring it to CuPy with backend.asarray(...)")
+    if dy.shape != shape or dy.dtype != dtype:
+        raise ShapeError(
+            f"{op}: dy has shape {dy.shape} and dtype {dy.dtype}; expected those of the output, {shape} and {dtype}"
+        )
+    return cupy.ascontiguousarray(dy)
 
 
 def width(neighbours: int, *arrays: Array) -> int:

@@ -10,7 +10,7 @@ import cupy
 from xpnn.ops import activation as standard
 from xpnn.ops._array import Array, floats
 from xpnn.ops.activation import Result
-from xpnn_cupy.kernels._cuda import Kernel, takes, width
+from xpnn_cupy.kernels._cuda import Kernel, alike, takes, width
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -55,7 +55,7 @@ def add(ops: Ops, a: Array, b: Array, *, relu: bool = False) -> tuple[Array, Cal
     y = _rectified_sum(a, b)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array]:
-        d = let_through(dy, y)
+        d = let_through(alike("add", dy, y.shape, y.dtype), y)
         return (d if input_gradient else None), d
 
     return y, backward
@@ -66,7 +66,7 @@ def relu(ops: Ops, x: Array) -> Result:
     if not takes(x):
         return standard.relu(ops, x)
     y = cupy.ascontiguousarray(floats("relu", x=x).maximum(x, 0.0))
-    return y, _by_output(let_through, y)
+    return y, _by_output("relu", let_through, y)
 
 
 def tanh(ops: Ops, x: Array) -> Result:
@@ -74,11 +74,11 @@ def tanh(ops: Ops, x: Array) -> Result:
     if not takes(x):
         return standard.tanh(ops, x)
     y = cupy.ascontiguousarray(floats("tanh", x=x).tanh(x))
-    return y, _by_output(_along_tanh, y)
+    return y, _by_output("tanh", _along_tanh, y)
 
 
-def _by_output(slope: Callable[[Array, Array], Array], y: Array) -> Callable[..., tuple[Array | None]]:
+def _by_output(op: str, slope: Callable[[Array, Array], Array], y: Array) -> Callable[..., tuple[Array | None]]:
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None]:
-        return (slope(dy, y) if input_gradient else None,)
+        return (slope(alike(op, dy, y.shape, y.dtype), y) if input_gradient else None,)
 
     return backward

@@ -10,7 +10,7 @@ import cupy
 from xpnn.ops import joined as standard
 from xpnn.ops._array import Array
 from xpnn.ops._window import Padding, Sizes
-from xpnn_cupy.kernels._cuda import Kernel, takes, width
+from xpnn_cupy.kernels._cuda import Kernel, alike, takes, width
 from xpnn_cupy.kernels._tiles import PLACE, sizes
 
 if TYPE_CHECKING:
@@ -101,17 +101,20 @@ def best(
     offset = responses if bias is None else cupy.ascontiguousarray(bias)
     n, *spatial, channels = responses.shape
     out = tuple(m // k for m, k in zip(spatial, size, strict=True))
-    y, geometry = cupy.empty((n, *out, channels), responses.dtype), sizes(out, size)
+    shape, dtype, geometry = (n, *out, channels), responses.dtype, sizes(out, size)
+    y = cupy.empty(shape, dtype)
     w = width(channels, responses, offset)
     biased, count = int(bias is not None), y.size // w
-    _FORWARD(count, y.dtype, w, responses, offset, y, biased, int(relu), count, channels // w, *geometry)
+    _FORWARD(count, dtype, w, responses, offset, y, biased, int(relu), count, channels // w, *geometry)
+
+    kept = y if relu else responses
 
     def backward(dy: Array) -> tuple[Array, Array | None]:
-        dy = cupy.ascontiguousarray(dy)
-        d, dresponses = cupy.empty(y.shape, dy.dtype), cupy.empty(responses.shape, dy.dtype)
+        dy = alike("conv_pool", dy, shape, dtype)
+        d, dresponses = cupy.empty(shape, dtype), cupy.empty(responses.shape, dtype)
         w = width(channels, responses, dy)
         count = d.size // w
-        _BACKWARD(count, y.dtype, w, responses, y, dy, d, dresponses, int(relu), count, channels // w, *geometry)
+        _BACKWARD(count, dtype, w, responses, kept, dy, d, dresponses, int(relu), count, channels // w, *geometry)
         return dresponses, ops.total(d, tuple(range(d.ndim - 1))) if biased else None
 
     return y, backward

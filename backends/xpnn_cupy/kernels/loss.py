@@ -28,9 +28,9 @@ extern "C" __global__ void xpnn_cross_entropy(
     T most = z[0], sum = 0;
     for (unsigned k = 1; k < classes; ++k) if (z[k] > most) most = z[k];
     for (unsigned k = 0; k < classes; ++k) sum += exp(z[k] - most);
-    loss[row] = known ? log(sum) - (z[label] - most) : T(0);
+    loss[row] = (log(sum) - (z[known ? label : 0] - most)) * T(known);  // NaN stays NaN
     for (unsigned k = 0; k < classes; ++k)
-        slope[row * classes + k] = known ? exp(z[k] - most) / sum - T(k == label) : T(0);
+        slope[row * classes + k] = (exp(z[k] - most) / sum - T(k == label)) * T(known);
 }
 """)  # fmt: skip
 

@@ -14,7 +14,7 @@ import cupy
 
 from xpnn.ops import norm as standard
 from xpnn.ops._array import Array
-from xpnn_cupy.kernels._cuda import THREADS, Kernel, takes, width
+from xpnn_cupy.kernels._cuda import THREADS, Kernel, alike, takes, width
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -71,9 +71,11 @@ extern "C" __global__ void xpnn_norm_products(
     for (unsigned t = 0; t < terms; ++t) {
         const unsigned i = j + t * stride;
         Pack d = dy[i];
-        const Pack a = x[i], kept = y[i];
-        if (relu)
+        const Pack a = x[i];
+        if (relu) {
+            const Pack kept = y[i];
             for (int w = 0; w < W; ++w) d.v[w] *= T(kept.v[w] > 0);
+        }
         for (int w = 0; w < W; ++w) {
             sum.v[w] += d.v[w];
             product.v[w] += d.v[w] * (a.v[w] - centre.v[w]);
@@ -161,18 +163,22 @@ extern "C" __global__ void xpnn_norm_normalise(
 _PASS_BACK = Kernel("xpnn_norm_pass_back", """
 extern "C" __global__ void xpnn_norm_pass_back(
     const Pack* dy, const Pack* x, const Pack* y, const Pack* mean, const Pack* slope, const Pack* shift,
-    const Pack* tilt, Pack* dx, unsigned relu, unsigned packs, unsigned count
+    const Pack* tilt, Pack* dx, unsigned training, unsigned relu, unsigned packs, unsigned count
 ) {
     const unsigned i = thread();
     if (i >= count) return;
     const unsigned c = i % packs;
     Pack d = dy[i];
-    const Pack a = x[i], m = mean[c], s = slope[c], first = shift[c], second = tilt[c];
+    const Pack s = slope[c];
     if (relu) {
         const Pack kept = y[i];
         for (int w = 0; w < W; ++w) d.v[w] *= T(kept.v[w] > 0);
     }
-    for (int w = 0; w < W; ++w) d.v[w] = d.v[w] * s.v[w] - (a.v[w] - m.v[w]) * second.v[w] - first.v[w];
+    for (int w = 0; w < W; ++w) d.v[w] *= s.v[w];
+    if (training) {  // else the statistics do not depend on x
+        const Pack a = x[i], m = mean[c], first = shift[c], second = tilt[c];
+        for (int w = 0; w < W; ++w) d.v[w] -= (a.v[w] - m.v[w]) * second.v[w] + first.v[w];
+    }
     dx[i] = d;
 }
 """)  # fmt: skip
@@ -224,21 +230,21 @@ def batch_norm(
     y = cupy.empty(x.shape, dtype)
     _NORMALISE(count, dtype, w, x, mean, slope, bias, y, int(relu), packs, count)
 
+    kept = y if relu else x
+
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array, None, None]:
-        dy = cupy.ascontiguousarray(dy)
+        dy = alike("batch_norm", dy, x.shape, dtype)
         v = width(channels, dy, x, mean)
         packs, count = channels // v, x.size // v
         stride = parts * packs
         dscale, dbias, shift, tilt = vectors(4)
         sums = cupy.empty((2, parts * channels), dtype)
-        _PRODUCTS(stride, dtype, v, dy, x, y, mean, sums, int(relu), packs, stride, count)
+        _PRODUCTS(stride, dtype, v, dy, x, kept, mean, sums, int(relu), packs, stride, count)
         _MEANS(channels * THREADS, dtype, v, *sums, inverse, slope, dscale, dbias, shift, tilt, parts, n)
         if not input_gradient:
             return None, dscale, dbias, None, None
-        if not training:
-            shift, tilt = xp.zeros_like(shift), xp.zeros_like(tilt)
         dx = cupy.empty(x.shape, dtype)
-        _PASS_BACK(count, dtype, v, dy, x, y, mean, slope, shift, tilt, dx, int(relu), packs, count)
+        _PASS_BACK(count, dtype, v, dy, x, kept, mean, slope, shift, tilt, dx, int(training), int(relu), packs, count)
         return dx, dscale, dbias, None, None
 
     return (y, new_mean, new_var), backward

@@ -11,7 +11,7 @@ import cupy
 from xpnn.ops import pool as standard
 from xpnn.ops._array import Array, floats
 from xpnn.ops._window import Padding, Sizes
-from xpnn_cupy.kernels._cuda import Kernel, takes, width
+from xpnn_cupy.kernels._cuda import Kernel, alike, takes, width
 from xpnn_cupy.kernels._tiles import PLACE, sizes
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def avg_pool(
         )  # fmt: skip
     x, channels, dtype = cupy.ascontiguousarray(x), x.shape[-1], x.dtype
     shape, geometry, taps = x.shape, sizes(w.out, w.size), dtype.type(prod(w.size))
-    y, pack = cupy.empty((x.shape[0], *w.out, channels), dtype), width(channels, x)
+    pooled, pack = (x.shape[0], *w.out, channels), width(channels, x)
+    y = cupy.empty(pooled, dtype)
     _FORWARD(y.size // pack, dtype, pack, x, y, taps, y.size // pack, channels // pack, *geometry)
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None]:
         if not input_gradient:
             return (None,)
-        dy, dx = cupy.ascontiguousarray(dy), cupy.empty(shape, dtype)
+        dy, dx = alike("avg_pool", dy, pooled, dtype), cupy.empty(shape, dtype)
         pack = width(channels, dy)
         _BACKWARD(dy.size // pack, dtype, pack, dy, dx, taps, dy.size // pack, channels // pack, *geometry)
         return (dx,)

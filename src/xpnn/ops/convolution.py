@@ -185,6 +185,8 @@ class _Columns:
         self.ops, self.xp, self.w, self.n, self.c, self.groups = ops, xp, w, x.shape[0], c, groups
         self.taps, self.geometry = prod(w.size), {"kernel": w.size, "stride": w.stride, "dilation": w.dilation}
         line = prod(w.out[1:]) * self.taps * c * itemsize(xp, x.dtype)
+        self.full = all(m - r < s for m, r, s in zip(w.padded, w.reach(w.out), w.stride, strict=True))
+        """Whether no more windows fit; a transposed convolution may have room for some in its output padding."""
         self.lines = max(1, min(w.out[0], ops.column_bytes // max(line, 1)))
         self.samples = max(1, ops.column_bytes // max(line * w.out[0], 1)) if self.lines == w.out[0] else 1
 
@@ -216,7 +218,7 @@ class _Columns:
             columns = xp.permute_dims(columns, (1, 2, 0, 3))
         shape = (samples.stop - samples.start, lines.stop - lines.start, *self.w.out[1:], self.taps * self.c)
         columns = xp.reshape(columns, shape)
-        if shape[:2] == (self.n, self.w.out[0]):  # the only block
+        if shape[:2] == (self.n, self.w.out[0]) and self.full:  # the only block
             return self.ops.col2im(columns, spatial=self.w.n, padding=self.w.pads, **self.geometry)
         if image is None:
             image = xp.zeros((self.n, *self.w.n, self.c), dtype=columns.dtype, device=device(columns))

@@ -277,6 +277,7 @@ OPS = [
     of_op("conv_pool", "many-places", (3, 16, 15, 2), (2, 2, 2, 2), (2,), pool=2),
     of_op("conv_pool", "many-channels", (2, 5, 4, 3), (35, 2, 1, 3), (35,), pool=2),
     # conv_transpose: x (N, *spatial, C), weight (C, *kernel, C_out / groups), bias (C_out,)
+    of_op("conv_transpose", "room-for-windows", (1, 4, 2), (2, 2, 3), None, dilation=3, output_padding=2),
     of_op("conv_transpose", "plain", (2, 3, 4, 3), (3, 2, 3, 4), (4,)),
     of_op("conv_transpose", "no-bias", (2, 3, 2, 2), (2, 3, 2, 3), None),
     of_op("conv_transpose", "ones", (1, 2, 3, 1), (1, 2, 2, 1), (1,)),

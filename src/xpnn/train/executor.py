@@ -104,13 +104,8 @@ class Executor:
             ops, state["weights"], self.optimizer.clip(ops, gradient), state["moments"], scalars[1:]
         )
         finite = state["finite"] & xp.isfinite(loss) & xp.all(xp.isfinite(weights))
-        new = {
-            "weights": self._moved(finite, weights, state["weights"]),
-            "moments": {name: self._moved(finite, m, state["moments"][name]) for name, m in moments.items()},
-            "stats": {path: self._moved(finite, a, state["stats"][path]) for path, a in stats.items()},
-            "finite": finite,
-        }
-        return new, xp.stack([loss, right, xp.astype(finite, loss.dtype)])
+        new = {"weights": weights, "moments": moments, "stats": stats, "finite": finite}
+        return self._where_finite(new, state), xp.stack([loss, right, xp.astype(finite, loss.dtype)])
 
     def gradient(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
@@ -153,9 +148,15 @@ class Executor:
         self.model.apply(self._tree(state["weights"]), state["stats"], images, run)
         return found[0] if found else None
 
-    def _moved(self, finite: Array, new: Array, old: Array) -> Array:
-        """`new` where the step is finite, else `old`, which may be written over."""
-        return self.backend.xp.where(finite, new, old)
+    def _where_finite(self, new: State, old: State) -> State:
+        """The new state where it is finite, else the old one, which is used up."""
+        where, finite = self.backend.xp.where, new["finite"]
+        return {
+            "weights": where(finite, new["weights"], old["weights"]),
+            "moments": {name: where(finite, m, old["moments"][name]) for name, m in new["moments"].items()},
+            "stats": {path: where(finite, a, old["stats"][path]) for path, a in new["stats"].items()},
+            "finite": finite,
+        }
 
     def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         xp = self.backend.xp
