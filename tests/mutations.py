@@ -96,8 +96,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "kernel not turned around for dx": (
         CASES,
         "backends/xpnn_numpy/kernels/convolution.py",
-        "turned = np.moveaxis(np.flip(weight, axes), 0, -2)",
-        "turned = np.moveaxis(weight, 0, -2)",
+        "turned = _outputs_last(weight[around])",
+        "turned = _outputs_last(weight)",
     ),
     "columns go back without the last tap": (
         VALUES,
@@ -138,8 +138,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "NumPy's taps share with the wrong inputs": (
         CASES,
         "backends/xpnn_numpy/kernels/convolution.py",
-        "np.moveaxis(weight, 0, -2)).reshape",
-        "np.moveaxis(weight, 0, -2)[::-1]).reshape",
+        "_outputs_last(weight)).reshape",
+        "_outputs_last(weight)[::-1]).reshape",
     ),
     "rows left over by the runs of a product": (
         "tests/backends/test_numpy_products.py",

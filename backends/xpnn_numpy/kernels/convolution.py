@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.ops import convolution as standard
-from xpnn.ops._window import Padding, Sizes, Window
+from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host, along, rows
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
+Part = tuple[slice, ...]
 Block = tuple[slice, slice]
 """Samples, and lines of the first spatial axis."""
 SHARE = 4
@@ -125,7 +126,7 @@ class Windows:
     def scattered(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
         """An image like this one, with the gradients of its columns added up where these were gathered."""
         dimage, (c_out, *kernel, c) = np.zeros_like(self.image), weight.shape
-        by_tap = np.ascontiguousarray(np.moveaxis(weight, 0, -2)).reshape(-1, c_out, c)
+        by_tap = np.ascontiguousarray(_outputs_last(weight)).reshape(-1, c_out, c)
         for block, d in dy:
             part, matrix = self.under(dimage, block), d.reshape(-1, c_out)
             dcolumns = multiply(matrix, by_tap, np.empty((len(by_tap), len(matrix), c), weight.dtype))
@@ -175,17 +176,26 @@ def suits(w: Window, n: int, channels: int, c_out: int, responses: int) -> bool:
 def of_dy(ops: Ops, image: Host, w: Window, weight: Host, input_gradient: bool, x: Host) -> tuple[Host | None, Host]:
     """The gradients of the input (or None) and of the weights, from `dy` fully padded."""
     c_out, *kernel, c = weight.shape
-    axes, ones = tuple(range(1, 1 + len(kernel))), (1,) * len(kernel)
+    around, ones = (slice(None), *(slice(None, None, -1) for _ in kernel)), (1,) * len(kernel)
     windows = Windows(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n))
-    turned = np.moveaxis(np.flip(weight, axes), 0, -2).reshape(-1, c)
+    turned = _outputs_last(weight[around]).reshape(-1, c)
     dx = np.empty((len(image), *w.n, c), image.dtype) if input_gradient else None
-    dturned = np.zeros((c, len(turned)), image.dtype)
+    dturned = None
     for block in windows.blocks(ops.column_bytes):
         columns = windows.gather(block)
         if dx is not None:
             multiply(columns, turned, dx[block].reshape(-1, c))
-        dturned += multiply_across(x[block].reshape(-1, c), columns)
-    return dx, np.flip(dturned.reshape(c, *kernel, c_out).swapaxes(0, -1), axes)
+        part = multiply_across(x[block].reshape(-1, c), columns)
+        dturned = part if dturned is None else np.add(dturned, part, out=dturned)
+    if dturned is None:
+        return dx, np.zeros_like(weight)
+    return dx, dturned.reshape(c, *kernel, c_out).swapaxes(0, -1)[around]
+
+
+def _outputs_last(weight: Host) -> Host:
+    """`(*kernel, C_out, C)`; `np.moveaxis` takes five times as long."""
+    kernel = range(1, weight.ndim - 1)
+    return weight.transpose(*kernel, 0, weight.ndim - 1)
 
 
 def full(w: Window) -> tuple[tuple[int, int], ...]:
@@ -194,23 +204,28 @@ def full(w: Window) -> tuple[tuple[int, int], ...]:
     return tuple((r - a, r - b) for r, (a, b) in zip(reach, w.pads, strict=True))
 
 
-def pad(x: Host, pads: tuple[tuple[int, int], ...]) -> Host:
+def pad(x: Host, pads: Pads) -> Host:
     """`x` with zeros around it, contiguous; itself where there are none."""
     if not any(map(any, pads)):
         return x
-    image = np.empty(
-        (len(x), *(m + a + b for m, (a, b) in zip(x.shape[1:-1], pads, strict=True)), x.shape[-1]), x.dtype
-    )
-    part: Host = image
-    for axis, (a, b) in enumerate(pads, start=1):  # only the border is cleared: the image is written once
-        before, within, after = (
-            (slice(None),) * axis + (i,)
-            for i in (slice(0, a), slice(a, part.shape[axis] - b), slice(part.shape[axis] - b, None))
-        )
-        part[before] = part[after] = 0
-        part = part[within]
-    part[...] = x
+    shape, borders, within = _border(x.shape, pads)
+    image = np.empty(shape, x.dtype)
+    for border in borders:  # it alone is cleared: the image is written once
+        image[border] = 0
+    image[within] = x
     return image
+
+
+@lru_cache(maxsize=4096)
+def _border(shape: tuple[int, ...], pads: Pads) -> tuple[tuple[int, ...], list[Part], Part]:
+    """The shape of a padded image, and where in it the padding and the image are."""
+    padded, borders = [shape[0]], list[Part]()
+    within: Part = (slice(None),)
+    for m, (a, b) in zip(shape[1:-1], pads, strict=True):
+        borders += [(*within, cut) for cut in (slice(0, a), slice(a + m, a + m + b)) if cut.start < cut.stop]
+        within = *within, slice(a, a + m)
+        padded.append(m + a + b)
+    return (*padded, shape[-1]), borders, within
 
 
 def inner(w: Window) -> tuple[slice, ...]:

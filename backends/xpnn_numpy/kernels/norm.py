@@ -52,7 +52,8 @@ def batch_norm(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
         dy = np.ascontiguousarray(dy if kept is None else np.multiply(dy, kept > 0))
         product = np.multiply(dy, centred)
-        sums = np.stack([ops.total(dy, axes), ops.total(product, axes)])
+        sums = np.empty((2, dy.shape[-1]), dy.dtype)  # at once: `np.stack` takes longer
+        sums[0], sums[1] = ops.total(dy, axes), ops.total(product, axes)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:
             return None, dscale, dbias, None, None
