@@ -98,12 +98,12 @@ class GraphExecutor(Executor):
         return recording
 
     def _where_finite(self, new: State, old: State) -> State:
-        held, finite = leaves(old), new["finite"]  # the last of them is finite itself
+        held, finite = leaves(old), new["finite"]
         values = [new["weights"], *(new[kind][name] for kind in ("moments", "stats") for name in old[kind])]
         for i, value in enumerate(values):  # an optimizer may hand on what it was given
             if any(cupy.may_share_memory(value, a) for a in held):
                 values[i] = value.copy()
-        for a, value in zip(held, values, strict=False):
+        for a, value in zip(held[:-1], values, strict=True):  # the last one is `finite`
             cupy.copyto(a, value, where=finite)
         old["finite"][...] = finite
         return old

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xpnn.ops import Ops
 
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper; fewer elsewhere, where this does no harm
-
 LONG, FEW = 1 << 15, 1 << 16  # rows of a long matrix, values of a small one
 PARTS = 128  # at most, a power of two
 

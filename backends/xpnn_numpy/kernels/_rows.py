@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 
 Host = np.ndarray[Any, Any]
-
-
 FEW = 256
 """Pixels up to which a run of NumPy's for each takes less long than to repeat channels along an image row."""
 

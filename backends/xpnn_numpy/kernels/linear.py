@@ -29,7 +29,7 @@ def dense(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = dy.reshape(shape)
         dx = multiply(d, weight, np.empty(rows.shape, x.dtype)).reshape(x.shape) if input_gradient else None
-        dweight = np.dot(d.T, rows) if len(rows) == 1 else multiply_across(d, rows)  # as an outer product
+        dweight = np.dot(d.T, rows) if len(rows) == 1 else multiply_across(d, rows)  # BLAS is quicker than a broadcast
         return dx, dweight, None if bias is None else ops.total(d, 0)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
