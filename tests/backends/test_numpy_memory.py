@@ -35,6 +35,15 @@ def test_what_only_its_output_is_needed_of_is_not_kept(ops, op, options):
     assert backward(np.ones_like(y))[0].shape == (2, 8, 8, 16)
 
 
+@pytest.mark.parametrize("window", [1, (1, 2), 2])
+def test_an_input_is_not_written_to(ops, window):
+    """Not even with what it holds: it may be a file that is mapped to be read."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3), np.float32)
+    x.flags.writeable = False
+    y, _ = ops.avg_pool(x, window=window)
+    assert not np.shares_memory(x, y)
+
+
 @pytest.mark.parametrize("kernels", ["standard", "plain", ""])
 @pytest.mark.parametrize("relu", [False, True])
 def test_an_output_is_kept_for_its_relu_alone(kernels, relu, monkeypatch):
