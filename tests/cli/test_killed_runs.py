@@ -18,6 +18,19 @@ from xpnn.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 OPTIONS = ["--model", "article", "--limit", "400", "--epochs", "12", "--batch-size", "4", "--patience", "100"]
+LINGER = """
+import itertools, time
+from xpnn.train import files
+
+replace, writes = files._replace, itertools.count()
+
+def linger(target, data):
+    replace(target, data)
+    if next(writes) > 30:
+        time.sleep(0.5)  # so that on a busy machine too the run is not at its end before the last kill
+
+files._replace = linger
+"""
 OVERWRITE = """
 import time
 from xpnn.train import files
@@ -49,7 +62,7 @@ def ended(started):
     return True
 
 
-def killed_again_and_again(folder, patch=""):
+def killed_again_and_again(folder, patch):
     """Begin a run, interrupt it at `KILLS` random moments, let it end; the exit statuses of those that were hit."""
     moments, statuses, last = random.Random(7), [], folder / "last.safetensors"
     begun = False
@@ -77,7 +90,7 @@ def killed_again_and_again(folder, patch=""):
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     assert ended(start(tmp_path / "whole", *OPTIONS))
-    statuses = killed_again_and_again(tmp_path / "killed")
+    statuses = killed_again_and_again(tmp_path / "killed", LINGER)
     assert len(statuses) == KILLS, "it ended too soon to be killed so often"
     assert set(statuses) >= {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT}  # before it listens: others
     assert ended(start(tmp_path / "killed", "--resume"))
