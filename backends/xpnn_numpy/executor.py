@@ -25,7 +25,7 @@ from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.lanes import LANES, LEAST, MOST, Crew, Meeting, threads
+from xpnn_numpy.lanes import LANES, LEAST, MOST, Crew, Meeting, settled, threads
 
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
@@ -56,9 +56,9 @@ class PiecesExecutor(Executor):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Hold BLAS to one thread, and NumPy's warnings back: the step itself tells of what is not finite."""
+        """Hold BLAS to one thread, and settle NumPy."""
         keep_memory()
-        with np.errstate(all="ignore"), one_blas_thread():
+        with settled(), one_blas_thread():
             touch_buffers(min(self.crew.threads, MOST))
             yield
 

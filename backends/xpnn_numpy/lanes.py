@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +28,21 @@ LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
 """
 MOST = LANES[0][1]
+BUFFER = 1 << 10
+"""Values in one of NumPy's buffers; it would have 8192."""
 LEAST = 2_200_000
 """Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images."""
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """NumPy in this thread without warnings, for a step itself tells of what is not finite, and with short buffers.
+
+    Operands whose runs are shorter than a buffer are copied through it, three times the work of a sum.
+    """
+    with np.errstate(all="ignore"):  # at whose end both are as before
+        np.setbufsize(BUFFER)
+        yield
 
 
 def threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -83,7 +96,7 @@ class Crew:
 
         def take() -> None:
             try:
-                with np.errstate(all="ignore"):
+                with settled():
                     while not errors and (i := next(numbers)) < n:
                         results[i] = work(i)
             except BaseException as e:  # also an interrupt: nobody may go on computing once it is raised

@@ -2,8 +2,8 @@
 
 Each is the standard body over again, with its signature and its checks, and the suite holds the two together.
 What they gain, measured on one core: sums and gathers run along memory, a choice is a product with a mask
-(`where` takes ten times as long), and vectors of channels are repeated along an image row, because NumPy pays
-some ten nanoseconds for each run of its inner loop, however short.
+(`where` takes ten times as long), and vectors of channels are repeated along some image rows, because NumPy pays
+some ten nanoseconds for each run of its inner loop, however short, and copies runs shorter than its buffers.
 """
 
 from __future__ import annotations

@@ -1,28 +1,47 @@
-"""Arithmetic between an image and one value a channel, in runs as long as an image row."""
+"""Arithmetic between an image and one value a channel, in long runs of pixels."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
 
 Host = np.ndarray[Any, Any]
+LONG, MOST = 1 << 10, 1 << 14
+"""Values of a run, at least where pixels can be put together so, and at the most: shorter ones go through buffers."""
 FEW = 256
-"""Pixels up to which a run of NumPy's for each takes less long than to repeat channels along an image row."""
+"""Pixels up to which a run of NumPy's for each takes less long than to repeat channels along a longer one."""
 
 
 def rows(x: Host) -> Host:
-    """A contiguous `(N, *spatial, C)` as `(…, W·C)`, or few pixels as `(…, C)`: a view."""
-    return x.reshape(-1, x.shape[-2] * x.shape[-1]) if _many(x) else x.reshape(-1, x.shape[-1])
+    """A contiguous `(N, *spatial, C)` as rows of pixels, or few pixels as `(…, C)`: a view."""
+    return x.reshape(-1, _many(x.shape) * x.shape[-1])
 
 
 def along(x: Host, channels: Host) -> Host:
     """One value a channel, repeated to the length of the rows of `x`."""
-    return repeated(channels, x.shape[-2]) if _many(x) else channels
+    many = _many(x.shape)
+    return repeated(channels, many) if many > 1 else channels
 
 
-def _many(x: Host) -> bool:
-    return x.ndim > 2 and x.size > FEW * x.shape[-1]
+@lru_cache(maxsize=4096)
+def _many(shape: tuple[int, ...]) -> int:
+    return _pixels(shape) if prod(shape[:-1]) > FEW else 1
+
+
+@lru_cache(maxsize=4096)
+def _pixels(shape: tuple[int, ...]) -> int:
+    """How many pixels make a run: the last axes, and of the one before a part, without a rest."""
+    pixels, channels = 1, shape[-1]
+    for n in reversed(shape[:-1]):
+        enough = (m for m in range(2, n + 1) if n % m == 0 and pixels * m * channels >= LONG)
+        longer = pixels * next(enough, n)
+        if not 0 < longer * channels <= MOST:
+            break
+        pixels = longer
+    return pixels
 
 
 def repeated(row: Host, times: int) -> Host:
@@ -34,7 +53,6 @@ def repeated(row: Host, times: int) -> Host:
 
 def rectify(x: Host, out: Host) -> Host:
     """`max(x, 0)`: against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
-    shape = -1, x.shape[-1] * (x.shape[-2] if x.ndim > 2 and x.size else 1)
-    flat = x.reshape(shape)
-    np.maximum(flat, np.zeros(flat.shape[1:], x.dtype), out=out.reshape(shape))
+    zeros = np.zeros(_pixels(x.shape) * x.shape[-1], x.dtype)
+    np.maximum(x.reshape(-1, len(zeros)), zeros, out=out.reshape(-1, len(zeros)))
     return out
