@@ -251,6 +251,11 @@ def conv_pool(x, weight, bias=None, *, pool, relu=False, **options):
     return np.maximum(y, 0) if relu else y
 
 
+def conv_avg_pool(x, weight, bias=None, *, pool, activation, **options):
+    y = conv(x, weight, bias, **options)
+    return avg_pool(np.tanh(y) if activation == "tanh" else np.maximum(y, 0), window=pool)
+
+
 VALUES = {
     "matmul": lambda a, b: np.einsum("...ij,...jk->...ik", a, b),
     "total": lambda x, *, axis, keepdims=False: np.sum(x, axis=axis, keepdims=keepdims),
@@ -259,6 +264,7 @@ VALUES = {
     "conv": conv,
     "conv_transpose": conv_transpose,
     "conv_pool": conv_pool,
+    "conv_avg_pool": conv_avg_pool,
     "dense": dense,
     "max_pool": max_pool,
     "avg_pool": avg_pool,

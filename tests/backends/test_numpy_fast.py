@@ -13,6 +13,7 @@ from xpnn_numpy import NumPyBackend
 from xpnn_numpy.kernels import KERNELS
 
 import xpnn
+from xpnn.ops import Ops
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_plain_leaves_them_out(monkeypatch):
     pytest.importorskip("numba")
     backend = xpnn.backend.get("numpy")
     assert backend.describe()["compiled"].startswith("numba ")
-    assert backend.ops.replaced == tuple(sorted({*KERNELS, "max_pool"}))
+    assert backend.ops.replaced == tuple(sorted({*KERNELS, "max_pool", "conv_avg_pool"}))
     assert backend.kernels["conv"] is not KERNELS["conv"]
     monkeypatch.setenv("XPNN_KERNELS", "plain")
     plain = xpnn.backend.get("numpy")
@@ -119,6 +120,48 @@ def test_tiles_give_the_plain_sum(dtype, options, padding, biased):
             continue
         assert one.dtype == dtype
         np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "pool", "padding"),
+    [
+        ((50, 28, 28, 1), (6, 5, 5, 1), 2, 2),
+        ((7, 14, 14, 6), (16, 5, 5, 6), 2, 0),
+        ((3, 13, 61, 2), (5, 2, 2, 2), (4, 3), 0),
+        ((2, 4, 260, 3), (33, 1, 1, 3), (2, 130), 0),
+        ((1, 2, 1400, 1), (40, 1, 1, 1), (2, 4), 0),
+        ((9, 400, 3), (8, 9, 3), 8, 0),
+        ((3, 5, 8, 9, 2), (4, 2, 1, 2, 2), (1, 4, 2), 0),
+        ((13, 8, 8, 32), (32, 3, 3, 32), 2, 1),
+    ],
+    ids=str,
+)
+def test_means_of_blocks_are_those_of_the_whole(activation, shape, kernel, pool, padding):
+    """Blocks end between lines of windows, of which one may be longer than a block."""
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    x, weight, bias = (
+        rng.standard_normal(shape, np.float32),
+        *(rng.standard_normal(s, np.float32) / 8 for s in (kernel, kernel[:1])),
+    )
+    options = {"pool": pool, "activation": activation, "padding": padding}
+    y, backward = ops.conv_avg_pool(x, weight, bias, **options)
+    expected, plain = Ops(KERNELS).conv_avg_pool(x, weight, bias, **options)
+    dy = rng.standard_normal(y.shape, np.float32)
+    for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo("float32").eps * np.abs(other).max())
+    assert backward(dy, input_gradient=False)[0] is None
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_mean_of_what_is_not_finite(activation):
+    pytest.importorskip("numba")
+    x, weight = np.zeros((1, 4, 6, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    x[0, 0, 0], x[0, 0, 3], x[0, 3, 5], x[0, 2, 0] = np.nan, np.inf, -np.inf, 40
+    y, _ = xpnn.backend.get("numpy").ops.conv_avg_pool(x, weight, pool=2, activation=activation)
+    expected = [np.nan, np.inf, 0, 10, 0, 0] if activation == "relu" else [np.nan, 0.25, 0, 0.25, 0, -0.25]
+    np.testing.assert_array_equal(y.reshape(-1), np.array(expected, np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -36,6 +36,8 @@ OPS = [  # shapes large enough to be cut in every way there is
     ("conv_pool", [(16, 13, 13, 32), (64, 3, 3, 32), (64,)], {"pool": 2}),
     ("conv_pool", [(1, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
     ("conv_pool", [(2, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
+    ("conv_avg_pool", [(32, 28, 28, 1), (6, 5, 5, 1), (6,)], {"pool": 2, "activation": "tanh", "padding": 2}),
+    ("conv_avg_pool", [(9, 16, 40, 6), (16, 5, 5, 6)], {"pool": (3, 4), "activation": "relu"}),
     ("dense", [(41, 300), (70, 300), (70,)], {}),
     ("max_pool", [(9, 32, 32, 16)], {"window": 3, "stride": 2, "padding": 1}),
     ("avg_pool", [(9, 32, 32, 16)], {"window": 2}),
@@ -131,6 +133,7 @@ def test_who_shares_waits_for_all_parts():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
     from xpnn_numpy.fast import _windows, convolution
+    from xpnn_numpy.fast._responses import NO_GRID
 
     for size in range(6, 26):
         w = window("conv", (size, 11), (3, 3), 1, "same", 1)
@@ -141,9 +144,27 @@ def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
         beyond = np.full(rows * c_out + 100, 7, dtype)
         place = np.zeros((rows if pool else 0, c_out), np.uint8)
         y = beyond[: rows * c_out].reshape(rows, c_out)
-        convolution._forward(image, places, taps, weight, nothing, False, y, place)
+        unaveraged = NO_GRID, False, np.empty((0, c_out), dtype)
+        convolution._forward(image, places, taps, weight, nothing, False, y, place, unaveraged)
         assert (beyond[rows * c_out :] == 7).all()
         assert y.max() == 36
+
+
+def test_no_part_takes_means_of_what_another_makes():
+    """Responses are NaN until they are made."""
+    from xpnn_numpy.fast import _windows, convolution, pool
+
+    w, means = window("conv", (23, 37), 2, 1, "valid", 1), window("pool", (22, 36), (11, 4), (11, 4), "valid", 1)
+    places, taps = _windows.forward(w, (1, 1), 2)
+    image, weight, nothing = drawn("x", (9, 23 * 37 * 2)), drawn("weight", (len(taps), 16)), np.zeros(0, np.float32)
+    for _ in range(5):
+        with team.sharing(2):
+            come(2)
+            y, averaged = np.full((9 * 22 * 36, 16), np.nan, np.float32), np.full((9 * 2 * 9, 16), np.nan, np.float32)
+            place, on = np.zeros((0, 16), np.uint8), (pool.grid(means), True, averaged)
+            convolution._forward(image, places, taps, weight, nothing, False, y, place, on)
+        expected = y.reshape(9, 2, 11, 9, 4, 16).mean((2, 4)).reshape(-1, 16)
+        np.testing.assert_allclose(averaged, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -89,6 +89,25 @@ def test_joined_is_one_after_the_other(case):
             np.testing.assert_allclose(expected.values[name], gradient, rtol=1e-11, atol=1e-12)
 
 
+@named([c for c in OPS if c.subject == "conv_avg_pool"])
+def test_joined_means_are_one_after_the_other(case):
+    expected, options = parity.expected(case), dict(case.options)
+    pool, activation = options.pop("pool"), options.pop("activation")
+    responses, conv_backward = ops.conv(*case.arrays().values(), **options)
+    active, activation_backward = getattr(ops, activation)(responses)
+    y, pool_backward = ops.avg_pool(active, window=pool)
+    gradients = conv_backward(*activation_backward(*pool_backward(expected.dy)))
+    np.testing.assert_allclose(expected.values["y"], y, rtol=1e-12, atol=1e-13)
+    for name, gradient in zip(("dx", "dweight", "dbias"), gradients, strict=True):
+        if gradient is not None:
+            np.testing.assert_allclose(expected.values[name], gradient, rtol=1e-11, atol=1e-12)
+
+
+def test_an_activation_that_goes_with_no_average():
+    with pytest.raises(ValueError, match=r"conv_avg_pool: activation='gelu'; expected one of relu, tanh"):
+        ops.conv_avg_pool(np.ones((1, 2, 2, 1)), np.ones((1, 1, 1, 1)), pool=2, activation="gelu")
+
+
 @named([c for c in OPS if c.subject == "relu"])
 def test_slope_of_relu_at_zero_is_zero(case):
     expected = parity.expected(case)

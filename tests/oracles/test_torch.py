@@ -59,6 +59,10 @@ def conv_pool(x, weight, bias, *, pool, relu=False, **options):
     return F.relu(y) if relu else y
 
 
+def conv_avg_pool(x, weight, bias, *, pool, activation, **options):
+    return avg_pool(getattr(torch, activation)(conv(x, weight, bias, **options)), window=pool)
+
+
 def conv_transpose(x, weight, bias, *, padding=0, **options):
     f = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[x.ndim - 3]
     cut = None
@@ -111,6 +115,7 @@ THEIRS = {
     "conv": conv,
     "conv_transpose": conv_transpose,
     "conv_pool": conv_pool,
+    "conv_avg_pool": conv_avg_pool,
     "dense": F.linear,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
@@ -144,7 +149,7 @@ def has_counterpart(case):
     if case.subject not in THEIRS or case.name.endswith("labels-out-of-range"):
         return False
     padding, stride = case.options.get("padding", 0), case.options.get("stride", 1)
-    if case.subject in ("conv", "conv_pool"):
+    if case.subject in ("conv", "conv_pool", "conv_avg_pool"):
         return padding != "same" or stride == 1
     if case.subject == "avg_pool" and "dilation" in case.options:
         return False

@@ -6,7 +6,9 @@ import pytest
 from xpnn import models
 from xpnn.errors import ShapeError
 from xpnn.layers import (
+    AvgPool1D,
     AvgPool2D,
+    AvgPool3D,
     BatchNorm,
     Conv1D,
     Conv2D,
@@ -22,17 +24,19 @@ from xpnn.layers import (
     Residual,
     Run,
     Sequential,
+    Sigmoid,
     Tanh,
 )
 from xpnn.ops import standard
 from xpnn.random import Stream
-from xpnn.train.lowering import ConvPool, Folded, NormReLU, SumReLU, lower
+from xpnn.train.lowering import ConvAvgPool, ConvPool, Folded, NormReLU, SumReLU, lower
 
 pytestmark = pytest.mark.eager
 
 NETWORKS = {
     "article": (models.get("article"), (8, 8, 1)),
     "small": (models.get("small-cnn"), (14, 14, 1)),
+    "lenet5": (models.get("lenet5"), (16, 16, 1)),
     "nested": (
         Sequential(
             [
@@ -142,6 +146,15 @@ def test_which_norms_are_folded():
         ([Conv2D(4, 3), Tanh(), MaxPool2D(2)], [("0", Conv2D), ("1", Tanh), ("2", MaxPool2D)]),
         ([Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2)], [("0", Conv2D), ("1", ReLU), ("2", ReLU), ("3", MaxPool2D)]),
         ([Conv2D(4, 3), AvgPool2D(2)], [("0", Conv2D), ("1", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh(), AvgPool2D(2), Tanh()], [("0", ConvAvgPool), ("3", Tanh)]),
+        ([Sequential([Conv2D(4, 3), ReLU()]), AvgPool2D((2, 1))], [("0.0", ConvAvgPool)]),
+        ([Conv2D(4, 3), Sigmoid(), AvgPool2D(2)], [("0", Conv2D), ("1", Sigmoid), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh(), Tanh(), AvgPool2D(2)], [("0", Conv2D), ("1", Tanh), ("2", Tanh), ("3", AvgPool2D)]),
+        ([Conv2D(4, 3, groups=2), Tanh(), AvgPool2D(2)], [("0", Conv2D), ("1", Tanh), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh(), AvgPool2D(3, stride=2)], [("0", Conv2D), ("1", Tanh), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh(), AvgPool2D(2, padding=1)], [("0", Conv2D), ("1", Tanh), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh(), AvgPool2D(2, ceil_mode=True)], [("0", Conv2D), ("1", Tanh), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3), Tanh()], [("0", Conv2D), ("1", Tanh)]),
         ([Conv2D(4, 3, groups=2), MaxPool2D(2)], [("0", Conv2D), ("1", MaxPool2D)]),
         ([Conv2D(4, 3), MaxPool2D(3, stride=2)], [("0", Conv2D), ("1", MaxPool2D)]),
         ([Conv2D(4, 3), MaxPool2D(2, padding=1)], [("0", Conv2D), ("1", MaxPool2D)]),
@@ -164,6 +177,8 @@ def test_what_is_joined(layers, expected):
 def test_joined_on_any_number_of_axes():
     assert kinds(Sequential([Conv1D(4, 3), MaxPool1D(2)]), (9, 2)) == [("0", ConvPool)]
     assert kinds(Sequential([Conv3D(4, 3), ReLU(), MaxPool3D(2)]), (9, 9, 9, 1)) == [("0", ConvPool)]
+    assert kinds(Sequential([Conv1D(4, 3), Tanh(), AvgPool1D(2)]), (9, 2)) == [("0", ConvAvgPool)]
+    assert kinds(Sequential([Conv3D(4, 3), ReLU(), AvgPool3D(2)]), (9, 9, 9, 1)) == [("0", ConvAvgPool)]
 
 
 def test_a_class_of_ones_own_is_left_as_it_is():
@@ -177,15 +192,27 @@ def test_a_class_of_ones_own_is_left_as_it_is():
     class MyNorm(BatchNorm):
         pass
 
+    class MyTanh(Tanh):
+        pass
+
     mine = Mine([Conv2D(4, 3), MaxPool2D(2)])
     assert lowered(mine, (8, 8, 1))[0] is mine
     assert kinds(Sequential([MyConv(4, 3), MaxPool2D(2)])) == [("0", MyConv), ("1", MaxPool2D)]
+    own = [Conv2D(4, 3), MyTanh(), AvgPool2D(2)]
+    assert kinds(Sequential(own)) == [("0", Conv2D), ("1", MyTanh), ("2", AvgPool2D)]
     assert kinds(Sequential([MyNorm(), ReLU()])) == [("0", MyNorm), ("1", ReLU)]
 
 
 def test_an_error_names_the_layers():
     program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), MaxPool2D(2), Flatten()]), (8, 8, 2))
     with pytest.raises(ShapeError, match=r"layer 0 \(Conv2D\(4, 3\) and MaxPool2D\(2\)\): conv_pool: x has 3 channels"):
+        program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+
+
+def test_an_error_names_what_is_joined_with_an_average():
+    program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), Tanh(), AvgPool2D(2)]), (8, 8, 2))
+    message = r"layer 0 \(Conv2D\(4, 3\), Tanh\(\) and AvgPool2D\(2\)\): conv_avg_pool: x has 3 channels"
+    with pytest.raises(ShapeError, match=message):
         program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
 
 

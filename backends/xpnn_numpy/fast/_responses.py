@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from xpnn_numpy.fast._compiled import Host, compiled
+from xpnn_numpy.fast._team import cut, share, stretch
+from xpnn_numpy.fast.activation import saturated
+from xpnn_numpy.fast.pool import OUT, SIZE, N, divide, mean_lines
 
 LOSER = 255
 """In place of a maximum that ReLU has cut off."""
+NO_GRID = np.zeros((6, 3), np.int64)
+"""Where nothing is averaged."""
 
 
 @compiled
@@ -59,3 +64,46 @@ def rectify(y: Host, place: Host) -> None:
         kept = (a > zero) | (a != a)  # NaN is; `a <= 0` would become a jump for each value, and no vector code
         place[k] = p if kept else loser
         y[k] = a if kept else zero
+
+
+@compiled
+def average(first: int, last: int, y: Host, g: Host, tanh: bool, means: Host) -> None:
+    """Activate rows of `y`, and take the means of windows of them; they are whole lines of windows."""
+    block, c, rows = y[first:last].reshape(-1), y.shape[1], g[SIZE, 1] * g[N, 2]
+    if tanh:
+        for k in range(len(block)):
+            block[k] = saturated(block[k])
+    else:
+        zero = block.dtype.type(0)
+        for k in range(len(block)):
+            a = block[k]
+            block[k] = zero if a <= zero else a  # NaN is not
+    mean_lines(first // rows, last // rows, y.reshape(-1), g, c, means.reshape(-1))
+
+
+@compiled
+def averaged_back(dmeans: Host, y: Host, g: Host, tanh: bool, dy: Host) -> None:
+    """The gradient of the responses from that of their means."""
+    lines = len(dmeans) // g[OUT, 2]
+    parts = cut(lines, 8 * dy.size // max(lines, 1))
+    share(_averaged_back_part, (lines, parts, dmeans, y, g, tanh, dy), parts)
+
+
+@compiled
+def _averaged_back_part(
+    part: int, lines: int, parts: int, dmeans: Host, y: Host, g: Host, tanh: bool, dy: Host
+) -> None:
+    (begin, end), c, width = stretch(lines, part, parts), y.shape[1], np.uint64(g[N, 2] * y.shape[1])
+    shares, zero, one = np.empty(g[N, 2] * c, dy.dtype), dy.dtype.type(0), dy.dtype.type(1)
+    means, active, d = dmeans.reshape(-1), y.reshape(-1), dy.reshape(-1)
+    for line in range(begin, end):
+        divide(means, line, g, c, shares)
+        for tap in range(g[SIZE, 1]):
+            start = np.uint64((line * g[SIZE, 1] + tap) * g[N, 2] * c)
+            if tanh:
+                for i in range(width):
+                    a = active[start + i]
+                    d[start + i] = shares[i] * (one - a * a)
+            else:
+                for i in range(width):
+                    d[start + i] = shares[i] if active[start + i] > zero else zero

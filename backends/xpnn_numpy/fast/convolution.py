@@ -1,10 +1,10 @@
-"""Convolution, with or without a max-pool behind it, in one compiled call forward and one or two backward.
+"""Convolution, alone or with a pool behind it, in one compiled call forward and one to three backward.
 
 Most of them are a product whose left factor is never made (`_product`); with many channels a kernel of 3 × 3 goes in
-tiles (`_winograd`). What follows forward (maximum, bias, ReLU) is done block by block, while a block is in the cache.
-Of the pool only the place of each maximum is remembered. So only one response of a window has a gradient at all, often
-(with ReLU) none: with many columns each of these is followed by itself, in runs of a kernel's row: a fraction of the
-products' work. With few, products are quicker all the same.
+tiles (`_winograd`). What follows forward (maximum or mean, bias, activation) is done block by block, while a block is
+in the cache. Of a max-pool only the place of each maximum is remembered. So only one response of a window has a
+gradient at all, often (with ReLU) none: with many columns each of these is followed by itself, in runs of a kernel's
+row: a fraction of the products' work. With few, products are quicker all the same.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multiply, packed, slack, tiled, unpack
-from xpnn_numpy.fast._responses import LOSER, offset, rectify, win
+from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
 from xpnn_numpy.fast._winograd import STRETCHES
+from xpnn_numpy.fast.pool import SIZE, N, grid
 from xpnn_numpy.kernels import convolution as numpys
 from xpnn_numpy.kernels import joined as numpys_joined
 from xpnn_numpy.kernels._rows import repeated
@@ -76,7 +77,7 @@ def conv_pool(
 ) -> Result:
     """See `xpnn.ops.conv_pool`; with more than three spatial axes, or huge windows, it is NumPy's."""
     _, w = standard.geometry("conv_pool", x, weight, bias, stride, padding, dilation)
-    size = joined.pooled(w, pool).size
+    size = joined.pooled("conv_pool", w, pool).size
     if not takes(x) or prod(size) >= LOSER:
         return numpys_joined.conv_pool(
             ops, x, weight, bias, pool=pool, relu=relu, stride=stride, padding=padding, dilation=dilation
@@ -84,25 +85,57 @@ def conv_pool(
     return _convolved(x, weight, bias, w, size, relu)
 
 
-def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool) -> Result:
+def conv_avg_pool(
+    ops: Ops,
+    x: Host,
+    weight: Host,
+    bias: Host | None = None,
+    *,
+    pool: Sizes,
+    activation: str,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> Result:
+    """See `xpnn.ops.conv_avg_pool`; in 64 bits, where windows do not tile lines, and in Winograd's tiles its parts."""
+    _, w = standard.geometry("conv_avg_pool", x, weight, bias, stride, padding, dilation)
+    p = joined.pooled("conv_avg_pool", w, pool)
+    by_tiles = _winograd.suits(w, (), len(x), x.shape[-1], len(weight))
+    if by_tiles or not takes(x) or x.dtype != np.float32 or not p.tiles or max(p.size[:-2], default=1) > 1:
+        return joined.conv_avg_pool(
+            ops, x, weight, bias, pool=pool, activation=activation, stride=stride, padding=padding, dilation=dilation
+        )
+    return _convolved(x, weight, bias, w, (), False, p, joined.checked(activation) == "tanh")
+
+
+def _convolved(
+    x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool,
+    mean: Window | None = None, tanh: bool = False,
+) -> Result:  # fmt: skip
     x, c_out, windows, matrix = plain(x), len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
     dense = bias is None and not pool  # most often a normalisation follows, whose gradient has few zeros
     image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
     y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
+    means = np.empty((len(x), *mean.out, c_out) if mean else (0, c_out), x.dtype)
+    g = grid(mean) if mean else NO_GRID
     if by_tiles:
         shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
         _winograd.convolve(x, _winograd.before(w), plain(weight).reshape(c_out, 9, -1), False, shift, relu, y, place)
     else:
         image = _padded(x, w.pads)
         shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
-        _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place)
+        averaged = g, tanh, means.reshape(-1, c_out)
+        _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place, averaged)
         if not pool and 2 * image.size > y.size:
             image = None  # one beside each image would be half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = plain(np.asarray(dy, x.dtype))
+        if mean:
+            dmeans, dy = dy, np.empty_like(y)
+            averaged_back(dmeans.reshape(-1, c_out), y.reshape(-1, c_out), g, tanh, dy.reshape(-1, c_out))
         rows, dx = dy.reshape(-1, c_out), None
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
@@ -126,7 +159,7 @@ def _convolved(x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[
     def kept() -> Host:
         return _padded(x, w.pads) if image is None else image
 
-    return y, backward
+    return (means if mean else y), backward
 
 
 def _padded(x: Host, pads: _windows.Pads) -> Host:
@@ -157,7 +190,8 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
             met = weight[(slice(None), *taps)].transpose(*range(1, weight.ndim - 1), 0, -1).reshape(-1, c)
-            _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere)
+            averaged = NO_GRID, False, np.empty((0, c), dy.dtype)
+            _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere, averaged)
         else:  # a stride longer than the kernel: no output sees them
             part[...] = 0
         if len(parts) == 1:
@@ -250,20 +284,27 @@ def _pad_part(part: int, parts: int, x: Host, before: tuple[int, ...], image: Ho
 
 
 @compiled
-def _forward(x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host, place: Host) -> None:
-    """Fill `y` and the places of its maxima; `weight` is `(K·C, C_out)`."""
+def _forward(
+    x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host, place: Host,
+    averaged: tuple[Host, bool, Host],
+) -> None:  # fmt: skip
+    """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`."""
     phases, c_out = len(places), y.shape[1]
     parts = cut(len(y), phases * len(taps) * c_out)
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
     block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
+    g, tanh, means = averaged
+    if len(means):  # whole lines of windows
+        line = g[SIZE, 1] * g[N, 2]
+        block = max(block // line, 1) * line
     parts = min(parts, -(-len(y) // block))
-    share(_forward_part, (parts, block, x, places, taps, packed(weight), bias, relu, y, place), parts)
+    share(_forward_part, (parts, block, x, places, taps, packed(weight), bias, relu, y, place, g, tanh, means), parts)
 
 
 @compiled
 def _forward_part(
     part: int, parts: int, block: int, x: Host, places: Host, taps: Host, panels: Host, bias: Host, relu: bool, y: Host,
-    place: Host,
+    place: Host, g: Host, tanh: bool, means: Host,
 ) -> None:  # fmt: skip
     """Some blocks of rows of `y`."""
     (phases, _), c_out, pooled, image = places.shape, y.shape[1], len(place) > 0, x.reshape(-1)
@@ -289,6 +330,8 @@ def _forward_part(
             offset(y[first:last].reshape(-1), bias)
         if relu:
             rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
+        if len(means):
+            average(first, last, y, g, tanh, means)
 
 
 @compiled

@@ -30,10 +30,9 @@ def dense(
     ops: Ops, x: Host, weight: Host, bias: Host | None = None
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """See `xpnn.ops.dense`."""
-    standard.check(x, weight, bias)
-    samples = x.size // max(x.shape[-1], 1)
-    if not takes(x) or x.size * len(weight) < LEAST or min(samples, len(weight)) < LEAST_SIZE:
+    if not _large(x, weight):
         return numpys.dense(ops, x, weight, bias)
+    standard.check(x, weight, bias)
     rows, matrix, none = plain(x.reshape(-1, x.shape[-1])), plain(weight), np.empty(0, x.dtype)
     y = np.empty((len(rows), len(matrix)), x.dtype)
     _multiply(rows, rows.shape[1], 1, matrix.T, none if bias is None else plain(bias), y)
@@ -48,6 +47,14 @@ def dense(
         return dx, dweight, None if bias is None else ops.total(d, 0)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
+
+
+def _large(x: Host, weight: Host) -> bool:
+    """Whether this is a product that is worth sharing, of arrays that are not checked yet."""
+    if not isinstance(x, np.ndarray) or not takes(x) or x.ndim < 2:
+        return False
+    samples, outputs = x.size // max(x.shape[-1], 1), len(weight)
+    return x.size * outputs >= LEAST and min(samples, outputs) >= LEAST_SIZE
 
 
 @compiled

@@ -12,7 +12,7 @@ from xpnn.ops import norm as standard
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import norm as numpys
-from xpnn_numpy.kernels._rows import rows
+from xpnn_numpy.kernels._rows import FEW
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -49,7 +49,7 @@ def batch_norm(
             relu=relu,
         )
     standard.check_batch_norm(x, scale, bias, running_mean, running_var)
-    here, flat = prod(x.shape[:-1]), rows(plain(x))
+    here, flat = prod(x.shape[:-1]), _rows(plain(x))
     mean, var, n = running_mean, running_var, here
     if training:
         sums, n = ops.whole(_sum(flat, len(scale)), here)
@@ -59,11 +59,11 @@ def batch_norm(
     inverse = 1 / np.sqrt(var + epsilon)
     slope = inverse * scale
     y = np.empty(x.shape, x.dtype)
-    _normalise(flat, mean, slope, bias, relu, rows(y))
-    kept = rows(y) if relu else np.empty((0, 0), x.dtype)
+    _normalise(flat, mean, slope, bias, relu, _rows(y))
+    kept = _rows(y) if relu else np.empty((0, 0), x.dtype)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        d = rows(plain(dy))
+        d = _rows(plain(dy))
         sums = _sum_with(d, flat, kept, mean)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:
@@ -73,10 +73,16 @@ def batch_norm(
             means = ops.whole(sums, here)[0] * (slope / n)
             means[1] *= inverse * inverse
         dx = np.empty(x.shape, x.dtype)
-        _pass_back(d, flat, kept, mean, slope, means, rows(dx))
+        _pass_back(d, flat, kept, mean, slope, means, _rows(dx))
         return dx, dscale, dbias, None, None
 
     return (y, running_mean, running_var), backward
+
+
+def _rows(x: Host) -> Host:
+    """`(N, *spatial, C)` as image rows, `(…, W·C)`, or few pixels as `(…, C)`: a view."""
+    pixels = x.shape[-2] if x.ndim > 2 and x.size > FEW * x.shape[-1] else 1
+    return x.reshape(-1, pixels * x.shape[-1])
 
 
 @compiled

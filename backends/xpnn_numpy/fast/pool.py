@@ -78,7 +78,7 @@ def avg_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
         )  # fmt: skip
-    g, c, shape = _grid(w), x.shape[-1], x.shape
+    g, c, shape = grid(w), x.shape[-1], x.shape
     y = np.empty((len(x), *w.out, c), x.dtype)
     _mean(plain(x).reshape(-1), g, c, y.reshape(-1))
 
@@ -93,7 +93,7 @@ def avg_pool(
 
 
 @lru_cache(maxsize=4096)
-def _grid(w: Window) -> Host:
+def grid(w: Window) -> Host:
     """The geometry on three spatial axes, of which the first have one place where `w` has fewer."""
     before = tuple(a for a, _ in w.pads)
     rows = ((w.n, 1), (w.size, 1), (w.stride, 1), (w.dilation, 1), (before, 0), (w.out, 1))
@@ -103,7 +103,7 @@ def _grid(w: Window) -> Host:
 @lru_cache(maxsize=4096)
 def _places(w: Window) -> tuple[Host, Host]:
     """On three spatial axes: the first pixel under each output of an image, and the steps from there to each tap."""
-    g = _grid(w)
+    g = grid(w)
     outputs, taps = (np.indices(g[row]).reshape(3, -1).T for row in (OUT, SIZE))
     return np.ascontiguousarray(outputs * g[STRIDE] - g[BEFORE]), np.ascontiguousarray(taps * g[DILATION])
 
@@ -181,8 +181,13 @@ def _mean(x: Host, g: Host, c: int, y: Host) -> None:
 
 @compiled
 def _mean_part(part: int, lines: int, parts: int, x: Host, g: Host, c: int, y: Host) -> None:
-    """Line by line of `y`: the image's lines under it are added up along their length, then what is side by side."""
     begin, end = stretch(lines, part, parts)
+    mean_lines(begin, end, x, g, c, y)
+
+
+@compiled
+def mean_lines(begin: int, end: int, x: Host, g: Host, c: int, y: Host) -> None:
+    """Line by line of `y`: the image's lines under it are added up along their length, then what is side by side."""
     (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
     width, many, total = np.uint64(n2 * c), np.uint64(c), x.dtype.type(k0 * k1 * k2)
     sums = np.empty(n2 * c, x.dtype)
@@ -214,20 +219,27 @@ def _spread(dy: Host, g: Host, c: int, dx: Host) -> None:
 
 @compiled
 def _spread_part(part: int, lines: int, parts: int, dy: Host, g: Host, c: int, dx: Host) -> None:
-    """Line by line of `dy`: its shares, side by side in a line of `dx`, which is copied to those below it."""
+    """Line by line of `dy`: its shares are copied to the lines of `dx` below it."""
     begin, end = stretch(lines, part, parts)
-    (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
-    width, many, total = np.uint64(n2 * c), np.uint64(c), dy.dtype.type(k0 * k1 * k2)
-    shares = np.empty(n2 * c, dy.dtype)
+    (_, n1, n2), (k0, k1, _), (_, o1, _) = g[N], g[SIZE], g[OUT]
+    width, shares = np.uint64(n2 * c), np.empty(n2 * c, dy.dtype)
     for line in range(begin, end):
-        for j in range(o2):
-            start = np.uint64((line * o2 + j) * c)
-            for tap in range(k2):
-                at = np.uint64((j * k2 + tap) * c)
-                for i in range(many):
-                    shares[at + i] = dy[start + i] / total
+        divide(dy, line, g, c, shares)
         top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
         for tap in range(k0 * k1):
             start = np.uint64(top + (tap // k1 * n1 + tap % k1) * n2 * c)
             for i in range(width):
                 dx[start + i] = shares[i]
+
+
+@compiled
+def divide(dy: Host, line: int, g: Host, c: int, shares: Host) -> None:
+    """The share in a line of `dy` of what is below it, side by side as in a line of `dx`."""
+    (k0, k1, k2), o2, many = g[SIZE], g[OUT, 2], np.uint64(c)
+    total = dy.dtype.type(k0 * k1 * k2)
+    for j in range(o2):
+        start = np.uint64((line * o2 + j) * c)
+        for tap in range(k2):
+            at = np.uint64((j * k2 + tap) * c)
+            for i in range(many):
+                shares[at + i] = dy[start + i] / total

@@ -33,7 +33,7 @@ def conv_pool(
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """See `xpnn.ops.conv_pool`."""
     _, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
-    size = standard.pooled(w, pool).size
+    size = standard.pooled("conv_pool", w, pool).size
     x = np.ascontiguousarray(x)
     windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
     y = np.empty((len(x), *windows.out, c_out), x.dtype)

@@ -18,6 +18,12 @@ BAD: dict[str, Row] = {  # op, arrays by shape or by shape and dtype, options, w
     "conv integers": ("conv", [(IMAGES, "int32"), KERNEL], {}, r"layers compute in floating point"),
     "conv stride": ("conv", [IMAGES, KERNEL], {"stride": 0}, r"stride=0; expected an integer"),
     "conv_pool channels": ("conv_pool", [IMAGES, (4, 3, 3, 2), (4,)], {"pool": 2}, r"x has 3 channels"),
+    "conv_avg_pool channels": (
+        "conv_avg_pool",
+        [IMAGES, (4, 3, 3, 2), (4,)],
+        {"pool": 2, "activation": "tanh"},
+        r"x has 3 channels",
+    ),
     "conv_transpose channels": ("conv_transpose", [IMAGES, (4, 2, 2, 2)], {}, r"x has 3 channels"),
     "dense features": ("dense", [ROWS, (4, 5)], {}, r"dense: x has 3 channels"),
     "max_pool too large": ("max_pool", [IMAGES], {"window": 7}, r"is larger than its input"),

@@ -51,6 +51,7 @@ class Ops:
     conv = _convolution.conv
     conv_transpose = _convolution.conv_transpose
     conv_pool = _joined.conv_pool
+    conv_avg_pool = _joined.conv_avg_pool
     dense = _linear.dense
     max_pool = _pool.max_pool
     avg_pool = _pool.avg_pool
@@ -112,6 +113,7 @@ col2im = standard.col2im
 conv = standard.conv
 conv_transpose = standard.conv_transpose
 conv_pool = standard.conv_pool
+conv_avg_pool = standard.conv_avg_pool
 dense = standard.dense
 max_pool = standard.max_pool
 avg_pool = standard.avg_pool

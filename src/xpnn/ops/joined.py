@@ -22,6 +22,8 @@ from xpnn.ops.pool import pool_window
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
+ACTIVATIONS = ("relu", "tanh")
+"""What may stand before an average."""
 Levels = list[list[Array]]
 
 
@@ -73,7 +75,7 @@ def by_responses(
 ) -> tuple[Array, Callable[..., tuple[Array | None, Array, Array | None]]]:
     """`conv_pool`, by a convolution and what `best` makes of its responses."""
     xp, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
-    p = pooled(w, pool)
+    p = pooled("conv_pool", w, pool)
     kept = w.reach(tuple(out * size for out, size in zip(p.out, p.size, strict=True)))  # by the pool, of the responses
     under, pads = w.part((0,) * len(kept), kept)
     seen = (slice(None), *under, slice(None))
@@ -124,9 +126,59 @@ def tournament(maximum: Callable[[Array, Array], Array], phases: list[Array]) ->
     return levels
 
 
-def pooled(w: Window, pool: Sizes) -> Window:
+def pooled(op: str, w: Window, pool: Sizes) -> Window:
     """The checked windows of a pool over the responses of `w`."""
-    return pool_window("conv_pool", w.out, pool, None, "valid", 1, False)
+    return pool_window(op, w.out, pool, None, "valid", 1, False)
+
+
+def conv_avg_pool(
+    ops: Ops,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    pool: Sizes,
+    activation: str,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> tuple[Array, Callable[..., tuple[Array | None, Array, Array | None]]]:
+    """`avg_pool(activation(conv(x, weight) + bias))`, as in LeCun et al., 1998: here one after the other.
+
+    Args:
+        x: `(N, *spatial, C)`.
+        weight: `(C_out, *kernel, C)`.
+        bias: `(C_out,)` or None.
+        pool: the window of the pool, which is also its stride; what is left over at the end is dropped.
+        activation: `"relu"` or `"tanh"`.
+        stride, padding, dilation: of the convolution.
+
+    Returns:
+        `y (N, *pooled, C_out)` and `backward(dy, *, input_gradient=True) → dx, dweight, dbias`.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit, or a window larger than the responses.
+        ValueError: another activation.
+    """
+    _, w = geometry("conv_avg_pool", x, weight, bias, stride, padding, dilation)
+    pooled("conv_avg_pool", w, pool)
+    responses, conv_backward = ops.conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    active, active_backward = getattr(ops, checked(activation))(responses)
+    y, pool_backward = ops.avg_pool(active, window=pool)
+
+    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None]:
+        (dresponses,) = active_backward(*pool_backward(dy))
+        dx, dweight, dbias = conv_backward(dresponses, input_gradient=input_gradient)
+        return dx, dweight, dbias
+
+    return y, backward
+
+
+def checked(activation: str) -> str:
+    """The name of an activation that may stand before an average."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"conv_avg_pool: activation={activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    return activation
 
 
 def _prizes(xp: Any, levels: Levels, d: Array) -> list[Array]:

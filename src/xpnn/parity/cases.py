@@ -44,9 +44,10 @@ class Data:
 
     Args:
         shape: its shape.
-        fill: `normal`; `large` (12 · normal, where functions saturate: numbers lost beside a 1 are then judged by
-            the largest of their array); `shifted` (normal + 20); `negative`, `positive` (at least 0.5 away from
-            0); `unit` (uniform in [0, 1)); `ties` (-1, 0 or 1); `mask` (bool, 70 % true); `labels`.
+        fill: `normal`; `small` (normal / 8: weights with which nothing saturates); `large` (12 · normal, where
+            functions saturate: numbers lost beside a 1 are then judged by the largest of their array); `shifted`
+            (normal + 20); `negative`, `positive` (at least 0.5 away from 0); `unit` (uniform in [0, 1)); `ties` (-1, 0
+            or 1); `mask` (bool, 70 % true); `labels`.
         classes, dtype: of `labels`.
     """
 
@@ -59,6 +60,8 @@ class Data:
         """The values on the host: float64 that float32 can hold, or integers, or bool."""
         if self.fill == "normal":
             values = stream.normal(self.shape)
+        elif self.fill == "small":
+            values = stream.normal(self.shape) / 8
         elif self.fill == "large":
             values = 12 * stream.normal(self.shape)
         elif self.fill == "shifted":
@@ -194,6 +197,10 @@ def _read_only(a: Host) -> Host:
     return a
 
 
+def _small(*shape: int) -> Data:
+    return Data(shape, "small")
+
+
 def _labels(*shape: int, classes: int, dtype: str = "int32") -> Data:
     return Data(shape, "labels", classes, dtype)
 
@@ -276,6 +283,23 @@ OPS = [
     of_op("conv_pool", "ties", Data((2, 4, 6, 1), "ties"), Data((3, 1, 1, 1), "positive"), (3,), pool=2),
     of_op("conv_pool", "many-places", (3, 16, 15, 2), (2, 2, 2, 2), (2,), pool=2),
     of_op("conv_pool", "many-channels", (2, 5, 4, 3), (35, 2, 1, 3), (35,), pool=2),
+    # conv_avg_pool: the same
+    of_op("conv_avg_pool", "tanh", (2, 6, 5, 3), _small(4, 3, 2, 3), (4,), pool=2, activation="tanh"),
+    of_op("conv_avg_pool", "relu", (2, 6, 5, 2), (3, 3, 2, 2), (3,), pool=2, activation="relu"),
+    of_op("conv_avg_pool", "no-bias", (2, 5, 5, 4), _small(3, 2, 2, 4), None, pool=2, activation="tanh"),
+    of_op("conv_avg_pool", "one-channel", (3, 8, 8, 1), _small(6, 5, 5, 1), (6,), pool=2, activation="tanh", padding=2),
+    of_op("conv_avg_pool", "left-over", (2, 7, 6, 2), _small(3, 2, 2, 2), (3,), pool=(2, 3), activation="tanh"),
+    of_op("conv_avg_pool", "uneven-window", (2, 5, 7, 2), (3, 2, 2, 2), (3,), pool=(1, 3), activation="relu"),
+    of_op("conv_avg_pool", "tall-window", (2, 7, 3, 2), _small(3, 2, 2, 2), (3,), pool=(3, 1), activation="tanh"),
+    of_op("conv_avg_pool", "no-pool", (2, 4, 3, 2), _small(3, 2, 2, 2), (3,), pool=1, activation="tanh"),
+    of_op("conv_avg_pool", "same", (2, 4, 6, 2), _small(3, 3, 3, 2), (3,), pool=2, activation="tanh", padding="same"),
+    of_op("conv_avg_pool", "strided", (2, 9, 5, 2), _small(3, 2, 2, 2), (3,), pool=2, activation="tanh", stride=(2, 1)),
+    of_op("conv_avg_pool", "dilated", (2, 6, 5, 2), (3, 2, 2, 2), (3,), pool=2, activation="relu", dilation=(2, 1)),
+    of_op("conv_avg_pool", "1d", (2, 8, 3), _small(4, 3, 3), (4,), pool=3, activation="tanh"),
+    of_op("conv_avg_pool", "3d", (2, 5, 5, 3, 2), _small(3, 2, 2, 2, 2), (3,), pool=(1, 2, 2), activation="tanh"),
+    of_op("conv_avg_pool", "deep-window", (2, 5, 3, 3, 2), (3, 2, 2, 2, 2), (3,), pool=2, activation="relu"),
+    of_op("conv_avg_pool", "many-places", (3, 17, 15, 2), _small(2, 2, 2, 2), (2,), pool=2, activation="tanh"),
+    of_op("conv_avg_pool", "many-channels", (2, 5, 4, 3), _small(35, 2, 1, 3), (35,), pool=2, activation="tanh"),
     # conv_transpose: x (N, *spatial, C), weight (C, *kernel, C_out / groups), bias (C_out,)
     of_op("conv_transpose", "room-for-windows", (1, 4, 2), (2, 2, 3), None, dilation=3, output_padding=2),
     of_op("conv_transpose", "plain", (2, 3, 4, 3), (3, 2, 3, 4), (4,)),

@@ -1,10 +1,10 @@
 """Lowering: a model as the short list of calls that a step makes.
 
-Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution with the
-max-pool (and ReLU) that follows becomes one op, and so do batch normalisation, or the sum of a residual block, with
-their ReLU. For prediction, where batch normalisation is a fixed line for each channel, a convolution before it takes
-that into its weights. What is computed stays the same, and so do the paths of all arrays. Who wants to look between the
-layers uses the model itself.
+Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution becomes one
+op with the max-pool (and ReLU) that follows, or with an activation and an average pool; so does batch normalisation,
+or the sum of a residual block, with its ReLU. For prediction, where batch normalisation is a fixed line for each
+channel, a convolution before it takes that into its weights. What is computed stays the same, and so do the paths of
+all arrays. Who wants to look between the layers uses the model itself.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeGuard, TypeVar
 
 from xpnn.errors import ShapeError
-from xpnn.layers.activation import ReLU
+from xpnn.layers.activation import ReLU, Tanh
 from xpnn.layers.base import Applied, Arrays, Backward, Layer, Run
 from xpnn.layers.containers import Parallel, Residual, Sequential, named
 from xpnn.layers.conv import Conv, Conv1D, Conv2D, Conv3D, weighted
 from xpnn.layers.norm import BatchNorm
-from xpnn.layers.pool import MaxPool, MaxPool1D, MaxPool2D, MaxPool3D
+from xpnn.layers.pool import AvgPool, AvgPool1D, AvgPool2D, AvgPool3D, MaxPool, MaxPool1D, MaxPool2D, MaxPool3D
 from xpnn.ops._array import Array, namespace
 from xpnn.ops._window import each
 
 CONVS = (Conv1D, Conv2D, Conv3D)
+MAXIMA, MEANS = (MaxPool1D, MaxPool2D, MaxPool3D), (AvgPool1D, AvgPool2D, AvgPool3D)
+P = TypeVar("P", bound=MaxPool)
+AVERAGED: dict[type[Layer], str] = {ReLU: "relu", Tanh: "tanh"}
+"""The activations that go together with an average."""
 Paths = tuple[Iterable[str], Iterable[str], Iterable[str]]
 """Of weights, statistics and draws."""
 
@@ -130,6 +134,28 @@ class ConvPool(Layer):
         return f"{self.conv!r} and {self.pool!r}"
 
 
+@dataclass(frozen=True, repr=False)
+class ConvAvgPool(Layer):
+    """A convolution, an activation and the average pool after it, as one op."""
+
+    conv: Conv
+    activation: Layer
+    pool: AvgPool
+
+    per_sample: ClassVar[bool] = True
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """See `xpnn.ops.conv_avg_pool`."""
+        y, op_backward = run.ops.conv_avg_pool(
+            x, weights["weight"], weights.get("bias"), activation=AVERAGED[type(self.activation)],
+            pool=self.pool.window, stride=self.conv.stride, padding=self.conv.padding, dilation=self.conv.dilation,
+        )  # fmt: skip
+        return y, {}, weighted(op_backward)
+
+    def __repr__(self) -> str:
+        return f"{self.conv!r}, {self.activation!r} and {self.pool!r}"
+
+
 class NormReLU(BatchNorm):
     """Batch normalisation and the ReLU after it."""
 
@@ -186,19 +212,22 @@ def _flat(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
 
 
 def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
-    """`conv → [relu] → max_pool`, `conv → max_pool → relu`, `norm → relu` and `residual → relu` as one.
+    """`conv → [relu] → max_pool`, `conv → max_pool → relu`, `conv → relu or tanh → avg_pool`, `norm → relu` and
+    `residual → relu` as one.
 
     It has the name of the first.
     """
     while layers:
         (name, first), *layers = layers
-        kinds = [type(layer) for _, layer in layers[:2]]
-        before = 1 if kinds[:1] == [ReLU] else 0  # layers between convolution and pool
-        pool = layers[before][1] if before < len(layers) else None
-        if type(first) in CONVS and isinstance(first, Conv) and first.groups == 1 and _tiles(pool):
-            assert isinstance(pool, MaxPool)
+        after = [layer for _, layer in layers[:2]]
+        kinds = [type(layer) for layer in after]
+        between = [kind for kind in kinds[:1] if kind in AVERAGED]  # convolution and pool
+        pool = after[len(between)] if len(between) < len(after) else None
+        if _single(first) and between != [Tanh] and _tiles(pool, MAXIMA):
             relu = ReLU in kinds
             first, layers = ConvPool(first, pool, relu), layers[1 + relu :]
+        elif _single(first) and between and _tiles(pool, MEANS):
+            first, layers = ConvAvgPool(first, after[0], pool), layers[2:]
         elif kinds[:1] == [ReLU] and type(first) is BatchNorm:
             first, layers = NormReLU(first.momentum, first.epsilon), layers[1:]
         elif kinds[:1] == [ReLU] and type(first) is Residual:
@@ -206,13 +235,17 @@ def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
         yield name, first
 
 
-def _tiles(layer: Layer | None) -> bool:
-    """Whether this is a max-pool whose windows lie side by side, without padding."""
-    if type(layer) not in (MaxPool1D, MaxPool2D, MaxPool3D):
+def _single(layer: Layer) -> TypeGuard[Conv]:
+    """Whether this is a convolution that is not one of several groups."""
+    return isinstance(layer, Conv) and type(layer) in CONVS and layer.groups == 1
+
+
+def _tiles(layer: Layer | None, kinds: tuple[type[P], ...]) -> TypeGuard[P]:
+    """Whether this is such a pool, whose windows lie side by side, without padding."""
+    if not isinstance(layer, MaxPool) or type(layer) not in kinds:
         return False
-    assert isinstance(layer, MaxPool)
-    window = each("max_pool", "window", layer.window, layer.spatial)
-    stride = window if layer.stride is None else each("max_pool", "stride", layer.stride, layer.spatial)
+    window = each("pool", "window", layer.window, layer.spatial)
+    stride = window if layer.stride is None else each("pool", "stride", layer.stride, layer.spatial)
     return window == stride and layer.padding in ("valid", 0) and layer.dilation == 1 and not layer.ceil_mode
 
 
