@@ -1,9 +1,11 @@
 """What the compiled kernels of the NumPy backend promise beside their results, which `test_cases` holds."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from xpnn_numpy import NumPyBackend
 from xpnn_numpy.kernels import KERNELS
 
 import xpnn
+from xpnn.errors import ShapeError
 from xpnn.ops import Ops
 
 
@@ -213,3 +216,31 @@ def test_tanh_is_that_of_64_bits_rounded():
     assert y.dtype == np.float32
     assert np.max(np.abs(y - expected) / np.spacing(np.abs(expected).astype(np.float32))) < 1.1
     assert np.isnan(xpnn.backend.get("numpy").ops.tanh(np.float32([np.nan]))[0])
+
+
+def fast_kernels():
+    from xpnn_numpy import fast
+
+    return fast.KERNELS
+
+
+@pytest.mark.parametrize("op", ["conv", "conv_pool", "conv_avg_pool"])
+def test_backward_of_another_shape_is_refused_and_responses_are_let_go(op):
+    pytest.importorskip("numba")
+    options = {"conv": {}, "conv_pool": {"pool": 2}, "conv_avg_pool": {"pool": 2, "activation": "tanh"}}[op]
+    x, weight = np.ones((4, 8, 8, 3), np.float32), np.ones((5, 3, 3, 3), np.float32)
+    y, backward = getattr(Ops(fast_kernels()), op)(x, weight, **options)
+    for n in (1, 5):
+        with pytest.raises(ShapeError, match=r"dy has shape .*; expected that of the output, \(4, "):
+            backward(np.ones((n, *y.shape[1:]), np.float32))
+    kept = weakref.ref(y)
+    del y
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("weight", [3, np.float32(3), np.array(3, np.float32), [[1.0]]], ids=repr)
+def test_dense_with_weights_that_are_no_matrix(weight):
+    pytest.importorskip("numba")
+    with pytest.raises(ShapeError, match=r"dense: (weight is a|x has shape)"):
+        Ops(fast_kernels()).dense(np.ones((32, 300), np.float32), weight)

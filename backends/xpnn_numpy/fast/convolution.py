@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xpnn.errors import ShapeError
 from xpnn.ops import convolution as standard
 from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
@@ -131,11 +132,15 @@ def _convolved(
         if not pool and 2 * image.size > y.size:
             image = None  # one beside each image would be half the memory of a network
 
+    active, shape = y if mean else None, means.shape if mean else y.shape  # of other responses nothing is kept
+
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = plain(np.asarray(dy, x.dtype))
-        if mean:
-            dmeans, dy = dy, np.empty_like(y)
-            averaged_back(dmeans.reshape(-1, c_out), y.reshape(-1, c_out), g, tanh, dy.reshape(-1, c_out))
+        if dy.shape != shape:
+            raise ShapeError(f"convolution: dy has shape {dy.shape}; expected that of the output, {shape}")
+        if active is not None:
+            dmeans, dy = dy, np.empty_like(active)
+            averaged_back(dmeans.reshape(-1, c_out), active.reshape(-1, c_out), g, tanh, dy.reshape(-1, c_out))
         rows, dx = dy.reshape(-1, c_out), None
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED

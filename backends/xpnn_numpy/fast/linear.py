@@ -51,7 +51,7 @@ def dense(
 
 def _large(x: Host, weight: Host) -> bool:
     """Whether this is a product that is worth sharing, of arrays that are not checked yet."""
-    if not isinstance(x, np.ndarray) or not takes(x) or x.ndim < 2:
+    if not (isinstance(x, np.ndarray) and isinstance(weight, np.ndarray) and takes(x) and x.ndim > 1 < weight.ndim):
         return False
     samples, outputs = x.size // max(x.shape[-1], 1), len(weight)
     return x.size * outputs >= LEAST and min(samples, outputs) >= LEAST_SIZE
