@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from xpnn.ops._array import Array
+from xpnn_numpy.kernels._rows import LONG
 
 T = TypeVar("T")
 
@@ -28,8 +29,6 @@ LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
 """
 MOST = LANES[0][1]
-BUFFER = 1 << 10
-"""Values in one of NumPy's buffers; it would have 8192."""
 LEAST = 2_200_000
 """Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images."""
 
@@ -38,10 +37,11 @@ LEAST = 2_200_000
 def settled() -> Iterator[None]:
     """NumPy in this thread without warnings, for a step itself tells of what is not finite, and with short buffers.
 
-    Operands whose runs are shorter than a buffer are copied through it, three times the work of a sum.
+    Operands whose runs are shorter than a buffer, of 8192 values otherwise, are copied through it: three times the work
+    of a sum.
     """
     with np.errstate(all="ignore"):  # at whose end both are as before
-        np.setbufsize(BUFFER)
+        np.setbufsize(LONG)
         yield
 
 

@@ -231,7 +231,7 @@ def test_backward_of_another_shape_is_refused_and_responses_are_let_go(op):
     x, weight = np.ones((4, 8, 8, 3), np.float32), np.ones((5, 3, 3, 3), np.float32)
     y, backward = getattr(Ops(fast_kernels()), op)(x, weight, **options)
     for n in (1, 5):
-        with pytest.raises(ShapeError, match=r"dy has shape .*; expected that of the output, \(4, "):
+        with pytest.raises(ShapeError, match=rf"^{op}: dy has shape .*; expected that of the output, \(4, "):
             backward(np.ones((n, *y.shape[1:]), np.float32))
     kept = weakref.ref(y)
     del y

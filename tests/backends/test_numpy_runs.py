@@ -8,7 +8,7 @@ import pytest
 from xpnn_numpy.kernels import _rows
 from xpnn_numpy.kernels._rows import FEW, LONG, MOST, along, rectify, rows
 from xpnn_numpy.kernels.convolution import Windows
-from xpnn_numpy.lanes import BUFFER, Crew, settled
+from xpnn_numpy.lanes import Crew, settled
 
 from xpnn.ops._window import window
 
@@ -36,6 +36,11 @@ def test_rows_are_long_where_they_can_be(shape):
     assert _rows._pixels(shape) * shape[-1] >= LONG
     x = np.empty(shape, np.float32)
     assert rows(x).shape[1] == len(along(x, x[(0,) * (x.ndim - 1)])) >= LONG
+
+
+def test_an_image_row_that_cannot_be_divided_is_a_run():
+    assert _rows._pixels((3, 16411, 4)) == 16411
+    assert _rows._pixels((16411, 4)) == 1
 
 
 def test_few_pixels_are_not_worth_a_row():
@@ -97,8 +102,8 @@ def test_numpy_is_settled_in_each_thread_and_then_as_before():
 
     before = seen(0)
     with settled():
-        assert seen(0) == (BUFFER, "ignore") != before
+        assert seen(0) == (LONG, "ignore") != before
     assert seen(0) == before
-    assert Crew(2).each(seen, 8) == [(BUFFER, "ignore")] * 8
+    assert Crew(2).each(seen, 8) == [(LONG, "ignore")] * 8
     with warnings.catch_warnings(action="error"), settled():
         np.exp(np.float32(1000))

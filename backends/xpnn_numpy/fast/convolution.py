@@ -137,7 +137,8 @@ def _convolved(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = plain(np.asarray(dy, x.dtype))
         if dy.shape != shape:
-            raise ShapeError(f"convolution: dy has shape {dy.shape}; expected that of the output, {shape}")
+            op = "conv_avg_pool" if mean else "conv_pool" if pool else "conv"
+            raise ShapeError(f"{op}: dy has shape {dy.shape}; expected that of the output, {shape}")
         if active is not None:
             dmeans, dy = dy, np.empty_like(active)
             averaged_back(dmeans.reshape(-1, c_out), active.reshape(-1, c_out), g, tanh, dy.reshape(-1, c_out))

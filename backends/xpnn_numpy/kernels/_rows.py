@@ -10,7 +10,8 @@ import numpy as np
 
 Host = np.ndarray[Any, Any]
 LONG, MOST = 1 << 10, 1 << 14
-"""Values of a run, at least where pixels can be put together so, and at the most: shorter ones go through buffers."""
+"""Values of a run, at least where pixels can be put together so, and at the most; as long as NumPy's buffers in a step,
+for it copies what has shorter runs through these."""
 FEW = 256
 """Pixels up to which a run of NumPy's for each takes less long than to repeat channels along a longer one."""
 
@@ -38,7 +39,8 @@ def _pixels(shape: tuple[int, ...]) -> int:
     for n in reversed(shape[:-1]):
         enough = (m for m in range(2, n + 1) if n % m == 0 and pixels * m * channels >= LONG)
         longer = pixels * next(enough, n)
-        if not 0 < longer * channels <= MOST:
+        undivided = pixels == 1 and longer == n and len(shape) > 2  # an image row, of which no part would be a run
+        if not longer * channels or (longer * channels > MOST and not undivided):
             break
         pixels = longer
     return pixels

@@ -161,7 +161,7 @@ def conv_avg_pool(
         ValueError: another activation.
     """
     _, w = geometry("conv_avg_pool", x, weight, bias, stride, padding, dilation)
-    pooled("conv_avg_pool", w, pool)
+    pooled("conv_avg_pool", w, pool)  # checked before anything is computed
     responses, conv_backward = ops.conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
     active, active_backward = getattr(ops, checked(activation))(responses)
     y, pool_backward = ops.avg_pool(active, window=pool)
