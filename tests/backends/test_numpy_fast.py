@@ -125,6 +125,25 @@ def test_tiles_give_the_plain_sum(dtype, options, padding, biased):
         np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"pool": 2}, {"pool": 3, "relu": True}], ids=["conv", "pool", "relu"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("c", "c_out"), [(70, 64), (35, 131)])
+def test_more_weights_than_inputs(dtype, options, biased, c, c_out):
+    """Then a part of the work is some of the channels, whose panels are its own."""
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    op = "conv_pool" if options else "conv"
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(2, 7, 8, c), (c_out, 3, 3, c), (c_out,)])
+    bias = bias if biased else None
+    y, backward = getattr(ops, op)(x, weight, bias, padding=1, **options)
+    expected, plain = KERNELS[op](ops, x, weight, bias, padding=1, **options)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        if other is not None:
+            np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize(
     ("shape", "kernel", "pool", "padding"),

@@ -21,7 +21,7 @@ from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
-from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multiply, packed, slack, tiled, unpack
+from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multiply, pack, packed, slack, tiled, unpack
 from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
@@ -113,7 +113,8 @@ def _convolved(
     x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool,
     mean: Window | None = None, tanh: bool = False,
 ) -> Result:  # fmt: skip
-    x, c_out, windows, matrix = plain(x), len(weight), pool or (1,) * len(w.out), weight.reshape(len(weight), -1)
+    x, weight, c_out, windows = plain(x), plain(weight), len(weight), pool or (1,) * len(w.out)
+    matrix = weight.reshape(c_out, -1)
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
     dense = bias is None and not pool  # most often a normalisation follows, whose gradient has few zeros
     image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
@@ -123,12 +124,12 @@ def _convolved(
     g = grid(mean) if mean else NO_GRID
     if by_tiles:
         shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
-        _winograd.convolve(x, _winograd.before(w), plain(weight).reshape(c_out, 9, -1), False, shift, relu, y, place)
+        _winograd.convolve(x, _winograd.before(w), weight.reshape(c_out, 9, -1), False, shift, relu, y, place)
     else:
         image = _padded(x, w.pads)
         shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
         averaged = g, tanh, means.reshape(-1, c_out)
-        _forward(image, places, taps, plain(matrix.T), shift, relu, y.reshape(-1, c_out), place, averaged)
+        _forward(image, places, taps, matrix.T, shift, relu, y.reshape(-1, c_out), place, averaged)
         if not pool and 2 * image.size > y.size:
             image = None  # one beside each image would be half the memory of a network
 
@@ -146,13 +147,13 @@ def _convolved(
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
-            dmatrix, dimage = _follow(kept(), places, taps, rows, place, run, plain(matrix), input_gradient)
+            dmatrix, dimage = _follow(kept(), places, taps, rows, place, run, matrix, input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
         elif input_gradient and _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1]):
             dx = _tiled_gradient(dy, weight, w)
         elif input_gradient and _windows.spreads(w, x.shape[-1], c_out, BYTES // x.itemsize):
             dimage = np.zeros((len(x), prod(w.padded) * x.shape[-1]), x.dtype)
-            dx = _spread(rows, plain(matrix), places[0], taps, run, dimage)
+            dx = _spread(rows, matrix, places[0], taps, run, dimage)
             dx = dx.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)]
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
@@ -181,7 +182,7 @@ def _padded(x: Host, pads: _windows.Pads) -> Host:
 def _tiled_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """The gradient of the input in Winograd's tiles: a convolution of `dy` with the kernels turned around."""
     turned, (c_out, *_, c) = _winograd.turned(w), weight.shape
-    dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), plain(weight).reshape(c_out, 9, c)
+    dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), weight.reshape(c_out, 9, c)
     none, nowhere = np.zeros(c, dy.dtype), np.empty((0, c), np.uint8)
     _winograd.convolve(dy, _winograd.before(turned), kernels, True, none, False, dx, nowhere)
     return dx
@@ -296,7 +297,10 @@ def _forward(
 ) -> None:  # fmt: skip
     """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`."""
     phases, c_out = len(places), y.shape[1]
-    parts = cut(len(y), phases * len(taps) * c_out)
+    parts, groups = cut(len(y), phases * len(taps) * c_out), cut(c_out, phases * len(taps) * len(y))
+    if weight.size > x.size and groups > 1 and not len(averaged[2]):  # to move them to another core takes long
+        share(_forward_channels_part, (groups, x, places, taps, weight, bias, relu, y, place), groups)
+        return
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
     block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
     g, tanh, means = averaged
@@ -338,6 +342,39 @@ def _forward_part(
             rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
         if len(means):
             average(first, last, y, g, tanh, means)
+
+
+@compiled
+def _forward_channels_part(
+    part: int, groups: int, x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host,
+    place: Host,
+) -> None:  # fmt: skip
+    """Some channels of `y`, of all rows, with panels of weights of their own."""
+    lanes, n, phases, image = BYTES // x.itemsize, len(y), len(places), x.reshape(-1)
+    vectors = tiled(y.shape[1], lanes) // lanes
+    first, end = vectors * part // groups * lanes, min(vectors * (part + 1) // groups * lanes, y.shape[1])
+    c, width = end - first, 2 * lanes
+    panels, rows = np.zeros(tiled(c, width) * len(taps), y.dtype), np.empty(n + MOST, np.int64)
+    for column in range(0, c, width):
+        pack(weight, first + column, width, panels[column * len(taps) :])
+    responses = np.empty(phases * n * c + slack(c), y.dtype)
+    for phase in range(phases):
+        among(places[phase], x.shape[1], 0, n, rows)
+        multiply(image, rows, n, taps, panels, c, responses[phase * n * c :])
+    best, won = responses[: n * c], np.empty(n * c if len(place) else 0, np.uint8)
+    if len(place):
+        best = np.empty(n * c, y.dtype)
+        win(responses, best, won, phases)
+    if len(bias):
+        for i in range(n):
+            for k in range(c):
+                best[i * c + k] += bias[first + k]
+    if relu:
+        rectify(best, won)
+    for i in range(n):
+        y[i, first:end] = best[i * c : (i + 1) * c]
+        if len(place):
+            place[i, first:end] = won[i * c : (i + 1) * c]
 
 
 @compiled
