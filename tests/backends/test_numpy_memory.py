@@ -1,5 +1,8 @@
 """What an op keeps for its backward: a network's memory is made of that."""
 
+import platform
+import subprocess
+import sys
 import tracemalloc
 import weakref
 
@@ -70,3 +73,23 @@ def test_no_image_with_its_padding_is_kept_beside_each_image(ops):
         tracemalloc.stop()
     assert y.nbytes <= kept <= y.nbytes + 16 * KIB
     backward(np.ones_like(y))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of glibc")
+@pytest.mark.parametrize("mib", [2, 33, 100])
+def test_memory_that_a_step_frees_is_there_for_the_next(mib):
+    code = f"""
+import resource
+import numpy as np
+from xpnn_numpy.executor import keep_memory
+keep_memory()
+def step():
+    arrays = [np.ones({mib} << 18, np.float32) for _ in range(4)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20
