@@ -112,7 +112,7 @@ def test_tiles_give_the_plain_sum(dtype, options, padding, biased):
     pytest.importorskip("numba")
     ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
     op = "conv_pool" if options else "conv"
-    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(4, 17, 18, 34), (37, 3, 3, 34), (37,)])
+    x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in [(4, 17, 18, 70), (37, 3, 3, 70), (37,)])
     bias = bias if biased else None
     y, backward = getattr(ops, op)(x, weight, bias, padding=padding, **options)
     expected, plain = KERNELS[op](ops, x, weight, bias, padding=padding, **options)

@@ -164,7 +164,7 @@ def _panels(weight: Host, backwards: bool) -> Host:
     c_out, _, c = weight.shape
     (count, n), width = (c_out, c) if backwards else (c, c_out), 2 * BYTES // weight.itemsize
     panels = np.zeros((16, tiled(n, width) // width, count, width), weight.dtype)
-    parts = cut(count, 32 * n)
+    parts = cut(count, n << 10)  # each takes as long as so many multiply-adds
     share(_panels_part, (parts, weight, backwards, panels), parts)
     return panels
 
