@@ -3,8 +3,8 @@
 Most of them are a product whose left factor is never made (`_product`); with many channels a kernel of 3 × 3 goes in
 tiles (`_winograd`). What follows forward (maximum or mean, bias, activation) is done block by block, while a block is
 in the cache. Of a max-pool only the place of each maximum is remembered. So only one response of a window has a
-gradient at all, often (with ReLU) none: with many columns each of these is followed by itself, in runs of a kernel's
-row: a fraction of the products' work. With few, products are quicker all the same.
+gradient at all, often (with ReLU) none: with many columns each of these is followed by itself (`_maxima`), in runs of a
+kernel's row: a fraction of the products' work. With few, products are quicker all the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
-from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_runs, add_up, multiply, pack, packed, slack, tiled, unpack
+from xpnn_numpy.fast._maxima import fold, follow
+from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_up, multiply, pack, packed, slack, tiled, unpack
 from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
@@ -147,7 +148,7 @@ def _convolved(
         dbias = None if bias is None else _bias_gradient(rows, place).astype(x.dtype)
         run, many = x.shape[-1] * (w.size[-1] if w.dilation[-1] == 1 else 1), len(taps) >= FOLLOWED
         if pool and (many or input_gradient):
-            dmatrix, dimage = _follow(kept(), places, taps, rows, place, run, matrix, input_gradient)
+            dmatrix, dimage = follow(kept(), places, taps, rows, place, run, matrix, input_gradient)
             dx = dimage.reshape(len(x), *w.padded, x.shape[-1])[numpys.inner(w)] if input_gradient else None
         elif input_gradient and _winograd.suits(_winograd.turned(w), (), len(x), c_out, x.shape[-1]):
             dx = _tiled_gradient(dy, weight, w)
@@ -419,7 +420,7 @@ def _bias_gradient(dy: Host, place: Host) -> Host:
     """Each channel's sum, in 64 bits; what ReLU cut off has no gradient."""
     sums = np.zeros((min(cut(len(dy), 4 * dy.shape[1]), STRETCHES), dy.shape[1]))
     share(_bias_gradient_part, (dy, place, sums), len(sums))
-    _fold(sums)
+    fold(sums)
     total: Host = sums[0]
     return total
 
@@ -454,72 +455,3 @@ def _to_phase(dy: Host, place: Host, phase: int, spread: Host) -> None:
     for k in range(len(d)):
         a = d[k]
         out[k] = a if won[k] == phase else zero
-
-
-@compiled
-def _follow(
-    x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host, asked: bool
-) -> tuple[Host, Host]:
-    """The gradients of the matrix and, where it is asked for, of `x`, from each maximum by itself.
-
-    Each part has some of the images and some of the channels. Taps lie together in runs of `length`.
-    """
-    parts = cut(len(dy), len(taps) * len(matrix))
-    stretches = max(min(parts, len(x), STRETCHES), 1)
-    groups = max(min(parts, len(matrix) // 8, STRETCHES) // stretches, 1)
-    dmatrices = np.zeros((stretches, *matrix.shape), dy.dtype)
-    images = np.zeros((groups, len(x) * asked, x.shape[1]), dy.dtype)
-    share(_follow_part, (groups, x, places, taps, dy, place, length, matrix, images, dmatrices), groups * stretches)
-    _fold(dmatrices.reshape(stretches, -1))
-    _fold(images.reshape(groups, -1))
-    return dmatrices[0], images[0]
-
-
-@compiled
-def _fold(sums: Host) -> None:
-    """Add the other rows to the first."""
-    total = sums[0]
-    for row in sums[1:]:
-        for k in range(len(total)):
-            total[k] += row[k]
-
-
-@compiled
-def _follow_part(
-    part: int, groups: int, x: Host, places: Host, taps: Host, dy: Host, place: Host, length: int, matrix: Host,
-    images: Host, dmatrices: Host,
-) -> None:  # fmt: skip
-    """Some windows at a time: those whose maximum is a channel's, for its weights; by phase the channels, for `x`."""
-    block = 64  # windows whose inputs stay in the first-level cache, and terms of a sum
-    image, dimage, weights = x.reshape(-1), images[part % groups].reshape(-1), matrix.reshape(-1)
-    dmatrix, runs, many = dmatrices[part // groups].reshape(-1), taps[::length].copy(), len(taps)
-    own = np.arange(len(runs)) * length
-    corners, shifts, windows = np.empty(block + MOST, np.int64), places[:, 0].copy(), places.shape[1]
-    channel, channels = stretch(len(matrix), part % groups, groups)
-    begin, end = stretch(len(x), part // groups, len(dmatrices))
-    starts, factors = np.empty(block, np.int64), np.empty(block, dy.dtype)
-    met, counts = np.empty((len(shifts), len(matrix)), np.int64), np.empty(len(shifts), np.int64)
-    shares = np.empty((len(shifts), len(matrix)), dy.dtype)
-    for first in range(begin * windows, end * windows, block):
-        last = min(first + block, end * windows)
-        among(places[0], x.shape[1], first, last, corners)
-        for j in range(channel, channels):
-            count = 0
-            for window in range(first, last):
-                d, won = dy[window, j], place[window, j]
-                if won != LOSER and d != 0:
-                    starts[count], factors[count] = corners[window - first] + shifts[won], d
-                    count += 1
-            if count:
-                add_runs(image, starts, factors, count, runs, dmatrix, j * many, own, length)
-        for window in range(first, last if len(dimage) else first):
-            counts[:] = 0
-            for j in range(channel, channels):
-                d, won = dy[window, j], place[window, j]
-                if won != LOSER and d != 0:
-                    met[won, counts[won]], shares[won, counts[won]] = j * many, d
-                    counts[won] += 1
-            for phase in range(len(shifts)):
-                at = corners[window - first] + shifts[phase]
-                if counts[phase]:
-                    add_runs(weights, met[phase], shares[phase], counts[phase], own, dimage, at, runs, length)
