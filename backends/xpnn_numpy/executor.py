@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 23
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
 
@@ -210,12 +210,12 @@ class PiecesExecutor(Executor):
 def keep_memory() -> None:
     """Have freed memory kept by this process, up to 1 GiB of a heap: else a step begins with a page fault each 4 KiB.
 
-    glibc gives back what lies free at the end of its heaps, and takes large blocks from the system each time anew; the
-    heap of a thread it gives up when it is empty, unless that is all the room there would be. See mallopt(3).
+    glibc gives back what lies free at the end of its heaps and takes larger blocks from the system alone; the heap
+    of a thread it gives up when it is empty, unless that is all the room there would be. See mallopt(3).
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        for option, size in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_MAX, 0)):
+        for option, size in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20)):
             mallopt(option, size)
 
 

@@ -40,8 +40,8 @@ def side(work: Work, device: str = "cpu", *, channels_last: bool = False, compil
     x = torch.from_numpy(np.moveaxis(work.images, -1, 1).copy()).to(device=device, memory_format=layout)
     y = torch.from_numpy(work.labels).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
-    # on a GPU with its own graphs, as ours are recorded; on a CPU the mode changes nothing
-    call = torch.compile(net, mode="reduce-overhead" if device == "cuda" else "default") if compiled else net
+    graphs = compiled and device == "cuda"  # its own, as ours are recorded
+    call = torch.compile(net, mode="reduce-overhead" if graphs else "default") if compiled else net
 
     def train(count: int) -> float:
         for _ in range(count):
@@ -57,7 +57,7 @@ def side(work: Work, device: str = "cpu", *, channels_last: bool = False, compil
                 scores = call(x)
             return scores.numpy(force=True)
 
-    name = f"torch{' channels-last' * channels_last}{' compiled' * compiled}"
+    name = f"torch{' channels-last' * channels_last}{' compiled' * compiled}{' as graphs' * graphs}"
     return Side(name, "torch", work.batch, train if work.training else predict)
 
 

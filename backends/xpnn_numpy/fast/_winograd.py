@@ -46,7 +46,7 @@ from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
 
 TILES = 80
-"""At a time: what is made of them stays in the second-level cache; tiles of rows of a product divide it."""
+"""At a time, at the most: what is made of them stays in the second-level cache."""
 STRETCHES = 4
 """Parts of the tiles, at the most, each of which has sums of its own."""
 LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 192
@@ -177,7 +177,7 @@ def _panels_part(part: int, parts: int, weight: Host, backwards: bool, panels: H
     begin, end = stretch(count, part, parts)
     for k in range(begin, end):
         for panel in range(many):
-            first, flat = panel * width, g.reshape(9, width)
+            first, flat = panel * width, g.reshape(9, width)  # what is behind the last column goes nowhere
             for t in range(9):
                 for j in range(min(width, n - first)):
                     flat[t, j] = weight[k, 8 - t, first + j] if backwards else weight[first + j, t, k]

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 Result = tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]
 BLOCK_BYTES = 1 << 16
 """Of the responses that are made at a time."""
+MOVED = 1 << 20
+"""Bytes of responses up to which threads take channels instead of rows, where weights are more than inputs: to move
+what one core has packed to another takes as long as half of the product."""
 BLOCK = 128
 """Outputs whose gradients are added up at a time: with what lies under them they stay in the first-level cache."""
 OVERLAP = MOST + BYTES // 4
@@ -299,7 +302,8 @@ def _forward(
     """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`."""
     phases, c_out = len(places), y.shape[1]
     parts, groups = cut(len(y), phases * len(taps) * c_out), cut(c_out, phases * len(taps) * len(y))
-    if weight.size > x.size and groups > 1 and not len(averaged[2]):  # to move them to another core takes long
+    few = phases * y.size * y.itemsize <= MOVED and weight.size > x.size
+    if few and groups > 1 and not len(averaged[2]):
         share(_forward_channels_part, (groups, x, places, taps, weight, bias, relu, y, place), groups)
         return
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
