@@ -10,8 +10,9 @@ meanwhile, for all this is its parallel work.
 from __future__ import annotations
 
 import ctypes
+import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import isfinite, prod
@@ -23,15 +24,19 @@ from xpnn.layers.base import Run
 from xpnn.layers.containers import Container
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
+from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.lanes import LANES, LEAST, MOST, Crew, Meeting, settled, threads
+from xpnn_numpy.helpers import Helper, Lost, helpers
+from xpnn_numpy.lanes import LANES, LEAST, LEAST_HELPED, MOST, Crew, Joined, Meeting, added, settled, threads
 
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
 
 PIECE_BYTES = 1 << 23
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
+Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
+"""For each lane the flat gradient; the new statistics; for each the sum of the loss and of right answers."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
@@ -44,7 +49,7 @@ class PiecesExecutor(Executor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        in_shape = args[4] if len(args) > 4 else kwargs["in_shape"]
+        self.in_shape = in_shape = args[4] if len(args) > 4 else kwargs["in_shape"]
         model = self.model
         layers = list(model.walk(in_shape)) if isinstance(model, Container) else [("", model, in_shape)]
         sizes = [prod(in_shape), *(prod(layer.shape(shape)) for _, layer, shape in layers)]
@@ -52,15 +57,11 @@ class PiecesExecutor(Executor):
         self.sample_work = sum(layer.multiply_adds(shape) or 0 for _, layer, shape in layers) / max(len(layers), 1)
         """Multiply-adds of a layer, on average."""
         self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
-        self.crew = Crew(threads())
+        self.crew, self.alone = Crew(threads()), Crew(1)
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> AbstractContextManager[None]:
         """Hold BLAS to one thread, and settle NumPy."""
-        keep_memory()
-        with settled(), one_blas_thread():
-            touch_buffers(min(self.crew.threads, MOST))
-            yield
+        return session(self.crew.threads)
 
     def step(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
@@ -77,12 +78,12 @@ class PiecesExecutor(Executor):
         return state, np.asarray([loss, right, finite], loss.dtype)
 
     def _update(
-        self, weights: Array, flats: Array, moments: Mapping[str, Array], scalars: Array
+        self, weights: Array, flats: list[Array], moments: Mapping[str, Array], scalars: Array
     ) -> tuple[Array, dict[str, Array], bool]:
         """The new weights and moments, and whether all weights are finite."""
         optimizer, ops = self.optimizer, self.backend.ops
         if optimizer.clip_norm is not None:
-            flats = optimizer.clip(ops, _sum(flats))[None]
+            flats = [optimizer.clip(ops, _sum(flats))]
         compiled = self.backend.updates.get(type(optimizer))
         if compiled is None and (len(weights) <= CHUNK or not optimizer.elementwise):
             new, new_moments = optimizer.update(ops, weights, _sum(flats), moments, scalars)
@@ -94,9 +95,8 @@ class PiecesExecutor(Executor):
 
         def update(i: int) -> bool:
             part = slice(i * CHUNK, (i + 1) * CHUNK)
-            moved, m = optimizer.update(
-                ops, weights[part], _sum(flats[:, part]), {name: m[part] for name, m in moments.items()}, scalars
-            )
+            gradient, old = _sum([flat[part] for flat in flats]), {name: m[part] for name, m in moments.items()}
+            moved, m = optimizer.update(ops, weights[part], gradient, old, scalars)
             new[part] = moved
             for name, moment in m.items():
                 new_moments[name][part] = moment
@@ -125,21 +125,37 @@ class PiecesExecutor(Executor):
 
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
-        n, whole = len(images), super()._scores
+        n = len(images)
         pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
         if pieces == 1 and not self.backend.compiled:
-            return whole(state, images)
-        cuts = [n * i // pieces for i in range(pieces + 1)]
+            return super()._scores(state, images)
+        given, cuts = (state["weights"], state["stats"]), _cuts(n, pieces)
+        if self.backend.compiled:
+            with self.backend.sharing(self.crew.threads):
+                return self.scores(*given, images, cuts)
+        with suppress(Lost), self._help(pieces) as lent:
+            if lent:
+                bounds = _cuts(pieces, len(lent) + 1)
+                for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
+                    first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
+                    its = [at - first for at in cuts[a : b + 1]]
+                    helper.channel.hand("scores", helpers.known[self], *given, part, its)
+                own = self.scores(*given, images, cuts[: bounds[1] + 1])
+                return np.concatenate([own, *(helper.answer()[0] for helper in lent)])
+        with helpers.counting():
+            return self.scores(*given, images, cuts, self._crew(n))
+
+    def scores(
+        self, weights: Array, stats: Mapping[str, Array], images: Array, cuts: list[int], crew: Crew | None = None
+    ) -> Array:
+        """The model's output, piece by piece."""
+        whole, state = super()._scores, {"weights": weights, "stats": stats}
 
         def piece(i: int) -> Array:
             return whole(state, images[cuts[i] : cuts[i + 1]])
 
-        if self.backend.compiled:
-            with self.backend.sharing(self.crew.threads):
-                parts = [piece(i) for i in range(pieces)]
-        else:
-            parts = self.crew.each(piece, pieces)
-        return parts[0] if pieces == 1 else np.concatenate(parts)
+        parts = (crew or self.alone).each(piece, len(cuts) - 1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
@@ -150,7 +166,8 @@ class PiecesExecutor(Executor):
         if self.backend.compiled:
             return 1  # compiled kernels share what each of them does
         lanes = next((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), 1)
-        return 2 if lanes == 1 and n > 1 and n * self.sample_work >= LEAST else lanes
+        least = LEAST_HELPED if self.per_sample else LEAST
+        return 2 if lanes == 1 and n > 1 and n * self.sample_work >= least else lanes
 
     def _pieces(self, n: int) -> int:
         """The pieces of `n` samples."""
@@ -158,21 +175,95 @@ class PiecesExecutor(Executor):
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
-    ) -> tuple[Array, dict[str, Array], Array, Array]:
-        """For each lane a row, the flat gradient; the new statistics, the sum of the loss and of right answers."""
-        n, weights = len(images), self._tree(state["weights"])
+    ) -> tuple[list[Array], dict[str, Array], Array, Array]:
+        """The flat gradient of each lane; the new statistics, the sum of the loss and of right answers."""
+        n = len(images)
         lanes = self._count(n)
-        meeting = None if lanes == 1 or self.per_sample else Meeting(lanes, self.crew.threads)
-        flats = np.empty((lanes, len(state["weights"])), self.dtype)
+        cuts = [
+            [a + at for at in _cuts(b - a, self._pieces(b - a) if self.per_sample else 1)]
+            for a, b in pairwise(_cuts(n, lanes))
+        ]
+        given, batch = (state["weights"], state["stats"]), (images, targets, draws)
+        done = self._by_helpers(*given, batch, scale, cuts) if lanes > 1 else None
+        if done is None:
+            with helpers.counting() if lanes > 1 else nullcontext():
+                done = self.lanes(*given, *batch, scale, cuts, self._crew(n))
+        flats, stats, losses, rights = done
+        return flats, stats, _sum(losses), _sum(rights)
+
+    def _by_helpers(
+        self, weights: Array, stats: Mapping[str, Array], batch: Any, scale: Array, cuts: list[list[int]]
+    ) -> Lanes | None:
+        """As `lanes`; None where there are no helpers."""
+        with suppress(Lost), self._help(len(cuts)) as lent:
+            if not lent:
+                return None
+            own, *others = [cuts[a:b] for a, b in pairwise(_cuts(len(cuts), len(lent) + 1))]
+            for helper, its in zip(lent, others, strict=True):
+                first, part = its[0][0], _part(batch, its[0][0], its[-1][-1])
+                task = weights, stats, *part, scale, [[at - first for at in lane] for lane in its]
+                helper.channel.hand("lanes", helpers.known[self], *task)
+
+            def joined(parts: list[tuple[Array, int]]) -> tuple[Array, int]:
+                total = added([*parts, *(part for helper in lent for part in helper.answer()[0])])
+                for helper in lent:
+                    helper.channel.tell(*total)
+                return total
+
+            x, y, masks = _part(batch, 0, own[-1][-1])
+            flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined)
+            for helper in lent:
+                for here, there in zip((flats, losses, rights), helper.answer(), strict=True):
+                    here += there
+            return flats, new, losses, rights
+        return None
+
+    def _help(self, parts: int) -> AbstractContextManager[list[Helper]]:
+        """Helpers for so many parts of a batch, of which some are done here."""
+        return helpers.lent(self, min(parts, self.crew.threads) - 1)
+
+    @cached_property
+    def recipe(self) -> bytes | None:
+        """What a helper makes an executor of that computes the same; None where it cannot."""
+        if type(self.backend).__name__ != "NumPyBackend" or self.backend.kernels is not type(self.backend).kernels:
+            return None
+        try:
+            return pickle.dumps((self.model, self.loss, SGD(lr=0), self.in_shape, self.dtype))
+        except Exception:  # a function of somebody's own, or a class within one
+            return None
+
+    def _crew(self, n: int) -> Crew:
+        """The threads for `n` samples: they cannot help where there is little to do."""
+        much = n * self.sample_work >= LEAST or n * self.sample_bytes >= LANES[-1][0]
+        return self.crew if much else self.alone
+
+    def lanes(
+        self,
+        weights: Array,
+        stats: Mapping[str, Array],
+        images: Array,
+        targets: Array,
+        draws: Mapping[str, Array],
+        scale: Array,
+        cuts: list[list[int]],
+        crew: Crew | None = None,
+        joined: Joined | None = None,
+    ) -> Lanes:
+        """Forward and backward in lanes, and each in pieces from one of its `cuts` to the next.
+
+        Where there are more lanes elsewhere, `joined` joins the parts of these with theirs.
+        """
+        tree, lanes, crew = self._tree(weights), len(cuts), crew or self.alone
+        flats = np.empty((lanes, len(weights)), self.dtype)
+        meets = not self.per_sample and (lanes > 1 or joined is not None)
+        self._meeting = Meeting(lanes, crew.threads, joined or added) if meets else None
 
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
-            a, b = n * i // lanes, n * (i + 1) // lanes
-            ops = self.backend.ops if meeting is None else self._ops[i]
-            stats, loss, right = dict[str, Array](), None, None
-            pieces = self._pieces(b - a) if self.per_sample else 1
-            for start, stop in pairwise(a + (b - a) * k // pieces for k in range(pieces + 1)):
+            ops = self._ops[i] if meets else self.backend.ops
+            new, loss, right = dict[str, Array](), None, None
+            for start, stop in pairwise(cuts[i]):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
-                scores, stats, backward = self.program.apply(weights, state["stats"], images[start:stop], run)
+                scores, new, backward = self.program.apply(tree, stats, images[start:stop], run)
                 part, loss_backward = self.loss(ops, scores, targets[start:stop], self.constants)
                 _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
                 hits = self._right(scores, targets[start:stop], part)
@@ -183,27 +274,33 @@ class PiecesExecutor(Executor):
                     loss, right = loss + part, right + hits
                     for path, g in self._tree(flats[i]).items():
                         g += gradients[path]
-            return stats, loss, right
+            return new, loss, right
 
-        if lanes == 1:
-            with self.backend.sharing(self.crew.threads):
-                results = [lane(0)]
-        elif meeting is None:
-            results = self.crew.each(lane, lanes)
+        if self._meeting is not None:
+            results = crew.together(lane, self._meeting)
         else:
-            self._meeting = meeting
-            results = self.crew.together(lane, meeting)
-        stats, losses, rights = zip(*results, strict=True)
-        return flats, stats[0], _sum(losses), _sum(rights)
+            with self.backend.sharing(self.crew.threads) if lanes == 1 else nullcontext():
+                results = crew.each(lane, lanes)
+        new, losses, rights = zip(*results, strict=True)
+        return list(flats), new[0], list(losses), list(rights)
 
     @cached_property
     def _ops(self) -> list[Ops]:
         """The ops of each lane, whose sums over the batch go through the meeting."""
 
         def whole(lane: int, part: Array, n: int) -> tuple[Array, int]:
-            return self._meeting.whole(lane, part, n)
+            return self._meeting.whole(lane, part, n)  # type: ignore[union-attr]  # where they meet
 
         return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
+
+
+@contextmanager
+def session(threads: int) -> Iterator[None]:
+    """Hold BLAS to one thread, and settle NumPy and memory, for steps on so many threads."""
+    keep_memory()
+    with settled(), one_blas_thread():
+        touch_buffers(min(threads, MOST))
+        yield
 
 
 @cache
@@ -217,6 +314,18 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20)):
             mallopt(option, size)
+
+
+def _cuts(n: int, parts: int) -> list[int]:
+    """Where so many parts of `n` begin and end."""
+    return [n * i // parts for i in range(parts + 1)]
+
+
+def _part(batch: Any, start: int, stop: int) -> Any:
+    """Images, targets and masks of some samples."""
+    images, targets, draws = batch
+    whole = np.ascontiguousarray
+    return whole(images[start:stop]), whole(targets[start:stop]), {p: whole(m[start:stop]) for p, m in draws.items()}
 
 
 def _finite(values: Array) -> bool:

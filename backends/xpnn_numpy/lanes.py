@@ -22,6 +22,8 @@ from xpnn.ops._array import Array
 from xpnn_numpy.kernels._rows import LONG
 
 T = TypeVar("T")
+Joined = Callable[[list[tuple[Array, int]]], tuple[Array, int]]
+"""The sum of the parts of some lanes, and perhaps of those elsewhere."""
 
 LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 """Bytes of a batch's largest activation, from which on it is cut into so many lanes.
@@ -29,8 +31,9 @@ LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
 """
 MOST = LANES[0][1]
-LEAST = 2_200_000
-"""Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images."""
+LEAST, LEAST_HELPED = 2_200_000, 1_050_000
+"""Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images: for
+threads, and where lanes do not meet for helpers, which do not wait for each other's calls."""
 
 
 @contextmanager
@@ -123,6 +126,14 @@ class Crew:
         return results
 
 
+def added(parts: list[tuple[Array, int]]) -> tuple[Array, int]:
+    """Sums and how many terms they have, added in the order of the lanes."""
+    total, n = parts[0]
+    for part, m in parts[1:]:
+        total, n = total + part, n + m
+    return total, n
+
+
 class Meeting:
     """Where the lanes of one step add up what each of them has (`ops.whole`).
 
@@ -130,8 +141,8 @@ class Meeting:
     sleeps until all have come and a turn is handed to it: once a meeting, for to be woken takes as long as a layer.
     """
 
-    def __init__(self, lanes: int, turns: int) -> None:
-        self.lanes, self.free, self.broken = lanes, turns, False
+    def __init__(self, lanes: int, turns: int, joined: Joined | None = None) -> None:
+        self.lanes, self.free, self.broken, self.joined = lanes, turns, False, joined or added
         self.parts, self.here = list[tuple[Array, int]]([(None, 0)] * lanes), 0
         self.ready: deque[int] = deque()  # lanes that wait for a turn alone
         self.lock, self.bells = threading.Lock(), [threading.Lock() for _ in range(lanes)]
@@ -145,10 +156,7 @@ class Meeting:
             self.here += 1
             last = self.here == self.lanes
         if last:
-            total, n = self.parts[0]
-            for part, m in self.parts[1:]:
-                total, n = total + part, n + m
-            self.total = total, n
+            self.total = self.joined(self.parts)
             with self.lock:
                 self.ready += [i for i in range(self.lanes) if i != lane]
                 self.here = 0

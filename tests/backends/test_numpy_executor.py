@@ -10,40 +10,17 @@ import traceback
 
 import numpy as np
 import pytest
+from pieces import IMAGES, LABELS, MODEL, MODELS, assert_same_bits, bits
 from xpnn_numpy import blas, executor, lanes
 
 import xpnn
 from xpnn.layers import (
-    BatchNorm,
     Conv2D,
     Dense,
-    Dropout,
     Flatten,
     Layer,
-    MaxPool2D,
-    Parallel,
-    ReLU,
-    Residual,
     Sequential,
 )
-from xpnn.random import Stream
-
-MODEL = Sequential([Conv2D(8, 3), ReLU(), MaxPool2D(2), Dropout(0.3), Flatten(), Dense(5)])
-JOINED = Sequential(
-    [
-        Conv2D(6, 3, padding=1, bias=False),
-        BatchNorm(),
-        ReLU(),
-        Residual(Sequential([Conv2D(6, 3, padding=1), BatchNorm()])),
-        Parallel(Conv2D(2, 1), Sequential([BatchNorm(momentum=0.3)])),
-        Dropout(0.3),
-        Flatten(),
-        Dense(5),
-    ]
-)
-MODELS = {"per-sample": MODEL, "batch-norm": JOINED}
-IMAGES = Stream(0, "images").uniform((70, 12, 12, 1)).astype("float32")
-LABELS = (Stream(0, "labels").words(0, 70) % np.uint64(5)).astype("int64")
 
 
 @pytest.fixture(autouse=True, params=["plain", "compiled"])
@@ -72,16 +49,6 @@ def trained(model, batch_size=35, **options):
     return trainer, records
 
 
-def bits(trainer, records):
-    return {**trainer.weights, **trainer.stats, "loss": records[-1]["loss"], "scores": trainer.predict(IMAGES)}
-
-
-def assert_same_bits(found, expected):
-    assert found.keys() == expected.keys()
-    for name, a in found.items():
-        np.testing.assert_array_equal(a, expected[name], err_msg=name)
-
-
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("model", MODELS)
 def test_same_bits_for_any_number_of_threads(monkeypatch, model):
@@ -102,10 +69,12 @@ def test_lanes_grow_with_the_batch(kernels, bytes_, expected):
 
 
 @pytest.mark.parametrize(("work", "samples", "expected"), [(1, 70, 2), (0.9, 70, 1), (70, 1, 1), (35, 2, 2)])
-def test_much_work_on_small_images_has_two_lanes(kernels, work, samples, expected):
-    trainer = xpnn.Trainer(MODEL, backend="numpy", seed=1).build((12, 12, 1))
-    assert trainer.executor.sample_work == (10 * 10 * 9 * 8 + 5 * 5 * 8 * 5) / 6
-    trainer.executor.sample_work = work * lanes.LEAST / 70
+@pytest.mark.parametrize(("model", "least"), [("per-sample", lanes.LEAST_HELPED), ("batch-norm", lanes.LEAST)])
+def test_much_work_on_small_images_has_two_lanes(kernels, model, least, work, samples, expected):
+    trainer = xpnn.Trainer(MODELS[model], backend="numpy", seed=1).build((12, 12, 1))
+    if model == "per-sample":
+        assert trainer.executor.sample_work == (10 * 10 * 9 * 8 + 5 * 5 * 8 * 5) / 6
+    trainer.executor.sample_work = work * least / 70
     assert trainer.executor._count(samples) == (expected if kernels == "plain" else 1)
 
 

@@ -1,0 +1,292 @@
+"""Helper processes: the bits of threads, and nothing lost where a helper is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import pytest
+from pieces import IMAGES, LABELS, MODELS, assert_same_bits, bits
+from xpnn_numpy import executor as executors
+from xpnn_numpy import helpers as module
+from xpnn_numpy.helpers import Channel, Helpers, Lost
+
+import xpnn
+from xpnn.bench import machine
+from xpnn.layers import Dense, Flatten, ReLU, Sequential
+
+pytestmark = pytest.mark.skipif(not module.POSSIBLE, reason="no helpers can be started here")
+
+
+@pytest.fixture
+def helpers(monkeypatch):
+    """Those of this process, started at once; and eight lanes for any batch of eight."""
+    own = Helpers()
+    own.computed = inf
+    monkeypatch.setattr(executors, "helpers", own)
+    monkeypatch.setattr(executors, "LANES", ((0, 8),))
+    monkeypatch.setattr(executors, "PIECE_BYTES", 4 * 8 * 10 * 10 * 4)
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    monkeypatch.setenv("XPNN_THREADS", "3")
+    yield own
+    own.end()
+
+
+def trainer_of(model):
+    return xpnn.Trainer(model, backend="numpy", seed=1).build((12, 12, 1))
+
+
+def come(helpers, trainer):
+    """Wait until they are there; nothing is trained meanwhile."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with helpers.lent(trainer.executor, 2) as lent:
+            if lent:
+                return lent
+        time.sleep(0.01)
+    raise AssertionError("no helper has come")
+
+
+def fitted(trainer, **options):
+    return bits(trainer, trainer.fit(IMAGES, LABELS, epochs=2, batch_size=35, **options))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What helpers are asked for."""
+    found, hand = [], Channel.hand
+
+    def noting(channel, *message):
+        found.append(message[0])
+        hand(channel, *message)
+
+    monkeypatch.setattr(Channel, "hand", noting)
+    return found
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads):
+    monkeypatch.setenv("XPNN_THREADS", str(threads))
+    trainer = trainer_of(MODELS[model])
+    come(helpers, trainer)
+    found = fitted(trainer)
+    assert asked.count("lanes") == 4 * (threads - 1)
+    assert asked.count("scores") == threads - 1
+    monkeypatch.setenv("XPNN_THREADS", "1")
+    del asked[:]
+    assert_same_bits(found, fitted(trainer_of(MODELS[model])))
+    assert not asked
+
+
+def test_they_come_after_some_time_alone(helpers, monkeypatch):
+    helpers.computed = 0.0
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    trainer = trainer_of(MODELS["per-sample"])
+    trainer.predict(IMAGES[:8])
+    assert not helpers.all
+    until = time.monotonic() + 60
+    while not helpers.known and time.monotonic() < until:
+        trainer.fit(IMAGES, LABELS, batch_size=35)
+    assert len(helpers.all) == 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_that_is_killed_changes_nothing(helpers, asked, model):
+    """Whatever it was doing: those of its process take its lanes, and after a while there are new ones."""
+    expected = fitted(trainer_of(MODELS[model]))
+    trainer = trainer_of(MODELS[model])
+    victim = come(helpers, trainer)[1].process
+    os.kill(victim.pid, signal.SIGSTOP)  # it sleeps in the middle of a step
+    killer = threading.Timer(0.3, victim.kill)
+    killer.start()
+    assert_same_bits(fitted(trainer), expected)
+    killer.join()
+    assert "lanes" in asked
+    assert not helpers.all
+    helpers.computed = inf
+    assert victim not in [helper.process for helper in come(helpers, trainer)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_error_here_ends_them(helpers, asked, monkeypatch, model):
+    trainer = trainer_of(MODELS[model])
+    processes = [helper.process for helper in come(helpers, trainer)]
+    monkeypatch.setattr(trainer.executor, "_right", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(IMAGES, LABELS, batch_size=35)
+    assert asked == ["lanes"] * 2
+    assert not helpers.all
+    assert all(process.poll() is not None for process in processes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_fails_there_is_done_here(helpers, monkeypatch, model):
+    """Where that fails too, the error is the caller's."""
+    expected = fitted(trainer_of(MODELS[model]))
+    trainer, hand, sent = trainer_of(MODELS[model]), Channel.hand, []
+    come(helpers, trainer)
+
+    def garbled(channel, kind, number, *message):
+        sent.append(kind)
+        hand(channel, kind, number + 1, *message)
+
+    monkeypatch.setattr(Channel, "hand", garbled)
+    assert_same_bits(fitted(trainer), expected)
+    assert sent[0] == "lanes"
+
+
+def test_a_model_that_only_this_process_knows(helpers, asked, monkeypatch):
+    @dataclass(frozen=True, repr=False)
+    class Local(ReLU):
+        pass
+
+    elsewhere = types.ModuleType("a_module_without_a_file")
+    monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
+    Elsewhere = dataclass(frozen=True, repr=False)(type("Elsewhere", (ReLU,), {"__module__": elsewhere.__name__}))
+    elsewhere.Elsewhere = Elsewhere
+    come(helpers, trainer_of(MODELS["per-sample"]))
+    for layer, pickled in ((Local(), False), (Elsewhere(), True)):
+        trainer = trainer_of(Sequential([Flatten(), layer, Dense(5)]))
+        assert (trainer.executor.recipe is not None) == pickled
+        trainer.fit(IMAGES, LABELS, batch_size=35)
+        assert helpers.known[trainer.executor] is None
+        assert len(helpers.all) == 2
+    assert not asked
+
+
+def test_kernels_of_ones_own_are_not_theirs(helpers):
+    trainer = trainer_of(MODELS["per-sample"])
+    trainer.backend.kernels = dict(trainer.backend.kernels)
+    assert trainer.executor.recipe is None
+
+
+def test_another_thread_does_without(helpers):
+    trainer, other = trainer_of(MODELS["per-sample"]), trainer_of(MODELS["per-sample"])
+    come(helpers, trainer)
+    with helpers.lent(trainer.executor, 2) as lent:
+        assert len(lent) == 2
+        thread = threading.Thread(target=fitted, args=(other,))
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert other.executor not in helpers.known
+
+
+def test_more_helpers_know_what_the_first_ones_do(helpers, monkeypatch):
+    trainer = trainer_of(MODELS["per-sample"])
+    with helpers.lent(trainer.executor, 1):
+        pass
+    come(helpers, trainer)
+    expected = trainer.predict(IMAGES)
+    monkeypatch.setenv("XPNN_THREADS", "4")
+    wider = trainer_of(MODELS["per-sample"])
+    until = time.monotonic() + 60
+    while wider.executor not in helpers.known and time.monotonic() < until:
+        wider.predict(IMAGES)
+    assert len(helpers.all) == 3
+    np.testing.assert_array_equal(trainer.predict(IMAGES), expected)
+    np.testing.assert_array_equal(wider.predict(IMAGES), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_none(helpers, monkeypatch):
+    monkeypatch.setattr(executors, "helpers", module.helpers)
+    trainer = trainer_of(MODELS["per-sample"])
+    monkeypatch.setattr(module.helpers, "computed", inf)
+    processes = [helper.process for helper in come(module.helpers, trainer)]
+    child = os.fork()
+    if not child:
+        os._exit(0 if not module.helpers.all else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [helper.process for helper in come(module.helpers, trainer)] == processes
+    module.helpers.end()
+
+
+def test_they_end_with_who_started_them(helpers):
+    code = """
+import os, signal, time
+from math import inf
+import xpnn
+from xpnn_numpy.helpers import helpers
+helpers.computed = inf
+executor = xpnn.Trainer(xpnn.models.get("article"), backend="numpy").build((28, 28, 1)).executor
+for _ in range(6000):
+    with helpers.lent(executor, 1) as lent:
+        if lent:
+            print(lent[0].process.pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=90)
+    assert done.returncode == -signal.SIGKILL
+    file, until = f"/proc/{int(done.stdout)}/cmdline", time.monotonic() + 20
+    while time.monotonic() < until and os.path.exists(file):
+        with open(file) as command:
+            if "xpnn_numpy" not in command.read():  # a zombie has none
+                break
+        time.sleep(0.05)
+    else:
+        assert not os.path.exists(file)
+
+
+@pytest.fixture
+def channels():
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    a, b = os.memfd_create("a"), os.memfd_create("b")
+    here, there = Channel(ends[0], a, b), Channel(ends[1], os.dup(b), os.dup(a))
+    yield here, there
+    here.close()
+    there.close()
+
+
+def test_arrays_go_to_and_fro(channels):
+    here, there = channels
+    rng = np.random.default_rng(0)
+    for shape in [(3,), (0, 4), (), (300, 200), (2,)]:
+        arrays = rng.random(shape, np.float32), rng.integers(0, 9, 7)
+        here.hand("some", {"arrays": arrays}, 1.5)
+        kind, found, number = there.receive()
+        assert (kind, number) == ("some", 1.5)
+        for one, other in zip(found["arrays"], arrays, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        there.hand(found)
+        np.testing.assert_array_equal(here.receive()[0]["arrays"][0], arrays[0])
+
+
+def test_what_is_told_leaves_what_was_handed_over(channels):
+    here, there = channels
+    here.hand(np.arange(5))
+    (kept,) = there.receive()
+    here.tell(np.zeros(5))
+    np.testing.assert_array_equal(there.receive()[0], np.zeros(5))
+    np.testing.assert_array_equal(kept, np.arange(5))
+
+
+def test_who_is_gone_is_lost(channels):
+    here, there = channels
+    there.end.close()
+    with pytest.raises(Lost):
+        here.tell("hello")
+    with pytest.raises(Lost):
+        here.receive()
+
+
+def test_what_they_compute_is_not_what_others_do(helpers):
+    """`xpnn bench` gives no ratio while others compute."""
+    trainer = trainer_of(MODELS["per-sample"])
+    come(helpers, trainer)
+    before = sum(machine._children())
+    until = time.monotonic() + 30
+    while sum(machine._children()) <= before and time.monotonic() < until:
+        trainer.predict(IMAGES)
+    assert sum(machine._children()) > before
