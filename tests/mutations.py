@@ -96,8 +96,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "kernel not turned around for dx": (
         CASES,
         "backends/xpnn_numpy/kernels/convolution.py",
-        "turned = _outputs_last(weight[around])",
-        "turned = _outputs_last(weight)",
+        "weight[around].swapaxes(0, -1))  # a",
+        "weight.swapaxes(0, -1))  # a",
     ),
     "columns go back without the last tap": (
         VALUES,
@@ -137,14 +137,14 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     ),
     "NumPy's taps share with the wrong inputs": (
         CASES,
-        "backends/xpnn_numpy/kernels/convolution.py",
+        "backends/xpnn_numpy/kernels/_windows.py",
         "_outputs_last(weight)).reshape",
         "_outputs_last(weight)[::-1]).reshape",
     ),
     "rows left over by the runs of a product": (
         "tests/backends/test_numpy_products.py",
         "backends/xpnn_numpy/kernels/_products.py",
-        "    if cut < len(a):\n        product +=",
+        "    if cut < rows:\n        product +=",
         "    if cut < 0:\n        product +=",
     ),
     "a folded norm forgets its mean": (

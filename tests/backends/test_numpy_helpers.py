@@ -10,6 +10,7 @@ import time
 import types
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,46 +197,51 @@ def test_more_helpers_know_what_the_first_ones_do(helpers, monkeypatch):
     np.testing.assert_array_equal(wider.predict(IMAGES), expected)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_has_none(helpers, monkeypatch):
-    monkeypatch.setattr(executors, "helpers", module.helpers)
-    trainer = trainer_of(MODELS["per-sample"])
-    monkeypatch.setattr(module.helpers, "computed", inf)
-    processes = [helper.process for helper in come(module.helpers, trainer)]
-    child = os.fork()
-    if not child:
-        os._exit(0 if not module.helpers.all else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert [helper.process for helper in come(module.helpers, trainer)] == processes
-    module.helpers.end()
-
-
-def test_they_end_with_who_started_them(helpers):
-    code = """
+START = """
 import os, signal, time
 from math import inf
+import numpy as np
 import xpnn
 from xpnn_numpy.helpers import helpers
 helpers.computed = inf
-executor = xpnn.Trainer(xpnn.models.get("article"), backend="numpy").build((28, 28, 1)).executor
-for _ in range(6000):
-    with helpers.lent(executor, 1) as lent:
-        if lent:
-            print(lent[0].process.pid, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.01)
+trainer = xpnn.Trainer(xpnn.models.get("article"), backend="numpy").build((28, 28, 1))
+def come():
+    for _ in range(6000):
+        with helpers.lent(trainer.executor, 1) as lent:
+            if lent:
+                return lent[0].process.pid
+        time.sleep(0.01)
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=90)
+
+
+def run(code):
+    environment = os.environ | {"XPNN_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, "-c", START + code], stdout=subprocess.PIPE, text=True, timeout=90, env=environment
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_none(helpers):
+    done = run("""
+pid, images = come(), np.zeros((4096, 28, 28, 1), np.float32)
+expected, child = trainer.predict(images), os.fork()
+same = np.array_equal(trainer.predict(images), expected)
+if not child:
+    os._exit(not same or bool(helpers.all))
+assert os.waitpid(child, 0)[1] == 0
+assert same and come() == pid
+""")
+    assert done.returncode == 0
+
+
+def test_they_end_with_who_started_them(helpers):
+    done = run("print(come(), flush=True); os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -signal.SIGKILL
-    file, until = f"/proc/{int(done.stdout)}/cmdline", time.monotonic() + 20
-    while time.monotonic() < until and os.path.exists(file):
-        with open(file) as command:
-            if "xpnn_numpy" not in command.read():  # a zombie has none
-                break
+    file, until = Path(f"/proc/{int(done.stdout)}/cmdline"), time.monotonic() + 20
+    while file.exists() and "xpnn_numpy" in file.read_text():  # nobody may have waited for it
+        assert time.monotonic() < until
         time.sleep(0.05)
-    else:
-        assert not os.path.exists(file)
 
 
 @pytest.fixture

@@ -34,6 +34,22 @@ def test_each_of_a_stack_is_multiplied(small, rows):
     np.testing.assert_allclose(out, a.astype(float) @ b.astype(float), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [2, 111, 4096, 5003])
+def test_stacks_of_both(small, rows):
+    a, b, dy = numbers(2, 4, rows, 5), numbers(4, 5, 7, seed=1), numbers(2, 4, rows, 7, seed=2)
+    out = multiply(a, b, np.full((2, 4, rows, 7), np.nan, np.float32))
+    np.testing.assert_allclose(out, a.astype(float) @ b.astype(float), rtol=1e-4, atol=1e-5)
+    product = multiply_across(a, dy)
+    np.testing.assert_allclose(product, a.astype(float).swapaxes(2, 3) @ dy.astype(float), rtol=1e-4, atol=1e-3)
+
+
+def test_a_few_more_runs_leave_no_rows_over():
+    assert _products._fewest(2700, 520) == 6
+    assert _products._fewest(2701, 520) == 6
+    assert _products._fewest(1000, 240) == 5
+    assert _products._fewest(0, 100) == _products._fewest(50, 100) == 1
+
+
 @pytest.mark.parametrize("columns", ["rows", "taps first"])
 @pytest.mark.parametrize("rows", [0, 1, 31, 111, 1024, 5003])
 def test_a_sum_over_rows_takes_in_each_of_them(small, rows, columns):

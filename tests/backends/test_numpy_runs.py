@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from xpnn_numpy.kernels import _rows
 from xpnn_numpy.kernels._rows import FEW, LONG, MOST, along, rectify, rows
-from xpnn_numpy.kernels.convolution import Windows
+from xpnn_numpy.kernels._windows import Windows
 from xpnn_numpy.lanes import Crew, settled
 
 from xpnn.ops._window import window

@@ -8,6 +8,8 @@ them that others can go on.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from xpnn_numpy.blas import small_product
@@ -20,35 +22,42 @@ LOCKED = 500
 
 
 def multiply(a: Host, b: Host, out: Host) -> Host:
-    """`a @ b` into `out`; `a` has many rows, and `b` few numbers. Or for each of a stack of `b`."""
-    length = small_product() // max(b.shape[-2] * b.shape[-1], 1)
-    if length < LEAST_ROWS or len(a) <= length:
+    """`a @ b` into `out`; `a` has many rows, and `b` few numbers. Or for stacks of each."""
+    rows, length = a.shape[-2], small_product() // max(b.shape[-2] * b.shape[-1], 1)
+    if length < LEAST_ROWS or rows <= length:
         np.matmul(a, b, out=out)
         return out
-    runs = -(-len(a) // length)
-    length, b = len(a) // runs, np.ascontiguousarray(b)
+    runs, b = _fewest(rows, length), np.ascontiguousarray(b)
+    length = rows // runs
     cut = runs * length
     np.matmul(_runs(a, runs, length), b[..., None, :, :], out=_runs(out, runs, length))
-    if cut < len(a):
-        np.matmul(a[cut:], b, out=out[..., cut:, :])
+    if cut < rows:
+        np.matmul(a[..., cut:, :], b, out=out[..., cut:, :])
     return out
 
 
 def multiply_across(a: Host, b: Host) -> Host:
-    """`a.T @ b`: a sum over many rows."""
-    size = a.shape[1] * b.shape[1]
+    """`a.T @ b`: a sum over many rows. Or for stacks of each."""
+    rows, size = a.shape[-2], a.shape[-1] * b.shape[-1]
     length = small_product() // max(size, 1)
-    runs = 1 if length < LEAST_ROWS else -(-len(a) // length)
-    runs = max(runs, min(LOCKED // max(size, 1) + 1, len(a) // LEAST_ROWS))
+    runs = 1 if length < LEAST_ROWS else _fewest(rows, length)
+    runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ROWS))
     if runs < 2:
-        product: Host = np.matmul(a.T, b)
+        product: Host = np.matmul(a.swapaxes(-1, -2), b)
         return product
-    length = len(a) // runs
+    length = rows // runs
     cut = runs * length
-    product = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(1, 2), _runs(b, runs, length)), 0)
-    if cut < len(a):
-        product += np.matmul(a[cut:].T, b[cut:])
+    product = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(-1, -2), _runs(b, runs, length)), -3)
+    if cut < rows:
+        product += np.matmul(a[..., cut:, :].swapaxes(-1, -2), b[..., cut:, :])
     return product
+
+
+@lru_cache(maxsize=4096)
+def _fewest(rows: int, length: int) -> int:
+    """How many runs of at most so many rows there are: a few more than needed, if that leaves no rows over."""
+    fewest = max(1, -(-rows // length))
+    return next((runs for runs in range(fewest, fewest * 5 // 4 + 1) if rows % runs == 0), fewest)
 
 
 def _runs(matrix: Host, runs: int, length: int) -> Host:

@@ -11,9 +11,9 @@ import numpy as np
 from xpnn.ops import joined as standard
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
-from xpnn_numpy.kernels._products import multiply
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
-from xpnn_numpy.kernels.convolution import Block, Windows, full, inner, of_dy, pad, suits
+from xpnn_numpy.kernels._windows import Block
+from xpnn_numpy.kernels.convolution import full, inner, of_columns, of_dy, of_taps, pad, plain, suits, windows_of
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -35,13 +35,14 @@ def conv_pool(
     _, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
     size = standard.pooled("conv_pool", w, pool).size
     x = np.ascontiguousarray(x)
-    windows, matrix, c_out = Windows(pad(x, w.pads), w, size), weight.reshape(len(weight), -1), len(weight)
-    y = np.empty((len(x), *windows.out, c_out), x.dtype)
+    c_out = len(weight)
+    windows = windows_of(pad(x, w.pads), w, c_out, size)
+    factor, y = windows.factor(weight), np.empty((len(x), *windows.out, c_out), x.dtype)
     games: list[tuple[Block, list[Host]]] = []  # of each block, phase-major
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
-        columns = windows.gather(block)
-        phases = multiply(columns, matrix.T, np.empty((len(columns), c_out), x.dtype)).reshape(-1, *part.shape)
+        phases = np.empty((prod(size), *part.shape), x.dtype)
+        windows.respond(windows.gather(block), factor, phases)
         games.append((block, _tournament(phases, part)))
     if bias is not None:
         np.add(rows(y), along(y, bias), out=rows(y))
@@ -54,9 +55,9 @@ def conv_pool(
         by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
-            return *of_dy(ops, image, w, weight, input_gradient, x), dbias
-        dx = windows.scattered(by_block, weight)[inner(w)] if input_gradient else None
-        return dx, windows.weight_gradient(by_block, weight), dbias
+            return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
+        dx = of_taps(windows, by_block, weight)[inner(w)] if input_gradient else None
+        return dx, of_columns(plain(windows), by_block, weight), dbias
 
     return y, backward
 

@@ -1,0 +1,169 @@
+"""Convolutions with kernels of three lines in fewer multiplications (Winograd, 1980).
+
+Two lines of outputs see four lines of inputs d. With a kernel of lines g that is six products of lines, or these four
+(F(2, 3) of Lavin and Gray, 2016, arXiv:1509.09308, along the first axis alone):
+
+    m₀ = (d₀ - d₂) g₀    m₁ = (d₁ - d₃) (-g₂)    m₂ = (d₁ + d₂) (g₀ + g₁ + g₂) / 2    m₃ = (d₂ - d₁) (g₀ - g₁ + g₂) / 2
+
+    y₀ = m₀ + m₂ + m₃    y₁ = m₁ + m₂ - m₃
+
+A product of lines is a convolution along the other axes, for which columns are gathered from the sums of inputs: a
+third fewer of them too. Sums of whole lines are what NumPy is quickest at. Both gradients are the maps read backwards.
+
+Each output depends on the inputs under its own kernel alone. But what a line of the kernel does not see cancels in its
+gradient only up to rounding, where the plain sum is exact; that shows where few numbers of `dy` are not zero, behind a
+max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has no bias, as most often
+in front of a normalisation. `xpnn_numpy.fast._winograd` has such tiles along two axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from xpnn.ops._window import Window
+from xpnn_numpy.kernels._products import multiply, multiply_across
+from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._windows import Block, Windows, blocks
+
+LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 256, 8_000_000
+"""Channels, outputs and multiply-adds of the plain sum, from which on the maps take less time than they save."""
+EVERY = (slice(None), slice(None))
+
+
+@lru_cache(maxsize=4096)
+def tiled(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int) -> bool:
+    """Whether a convolution of `n` images, perhaps with a max-pool behind it, is done in tiles."""
+    places = n * prod(w.out)
+    return (
+        (w.size[0], w.stride[0], w.dilation[0]) == (3, 1, 1)
+        and (pool[0] == 2 if pool else w.out[0] % 2 == 0)
+        and min(c, c_out) >= LEAST_CHANNELS
+        and places >= LEAST_PLACES
+        and places * prod(w.size) * c * c_out >= LEAST_WORK
+    )
+
+
+class Tiles:
+    """The windows of a contiguous, padded image, two lines of outputs at a time; used as `Windows` are.
+
+    Columns and factors are stacks of four, one for each product. With a `pool`, the two lines are those of its windows,
+    and its phases along the other axes are stacked before them.
+    """
+
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...]) -> None:
+        self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
+        self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
+        self.phases, self.each = prod(pool[1:]), 2 if pool else 1
+        """And how many lines of responses are a line of outputs."""
+
+    def blocks(self, column_bytes: int) -> Iterator[Block]:
+        """The outputs in blocks whose columns take so much, or two lines of one sample."""
+        line = 4 * prod(self.w.out[1:]) * prod(self.w.size[1:]) * self.channels * self.image.itemsize
+        for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, column_bytes // max(line, 1)):
+            yield samples, slice(pairs.start * 2 // self.each, pairs.stop * 2 // self.each)
+
+    def gather(self, block: Block) -> Host:
+        """The columns of a block, `(phases, 4, rows, K·C)`."""
+        upper, lower = self._under(self.image, block)
+        d1, d2 = upper[:, :, 1], lower[:, :, 0]
+        sums = np.empty((4, *d1.shape), d1.dtype)
+        np.subtract(upper, lower, out=_paired(sums[:2]))
+        np.add(d1, d2, out=sums[2])
+        np.subtract(d2, d1, out=sums[3])
+        windows = self._beside(sums)
+        return windows.gather(EVERY).reshape(self.phases, 4, -1, windows.length)
+
+    def _under(self, image: Host, block: Block) -> tuple[Host, Host]:
+        """The upper and the lower two of the four lines under each pair of responses, `(n, pairs, 2, …)`."""
+        samples, lines = block
+        image = image[samples, lines.start * self.each : lines.stop * self.each + 2]
+        pairs = image.reshape(len(image), -1, 2, *image.shape[2:])
+        return pairs[:, :-1], pairs[:, 1:]
+
+    def _beside(self, sums: Host) -> Windows:
+        """The windows along the other axes."""
+        w = _line(self.w, sums.shape[2])
+        return Windows(sums.reshape(-1, *sums.shape[2:]), w, (1, *self.pool[1:]) if self.pool else ())
+
+    def factor(self, weight: Host) -> Host:
+        """What columns are multiplied by, `(4, K·C, C_out)`."""
+        g = weight.reshape(len(weight), 3, -1)
+        outer, inner, factor = (g[:, 0] + g[:, 2]) * 0.5, g[:, 1] * 0.5, np.empty((4, len(g), g.shape[-1]), g.dtype)
+        factor[0] = g[:, 0]
+        np.negative(g[:, 2], out=factor[1])
+        np.add(outer, inner, out=factor[2])
+        np.subtract(outer, inner, out=factor[3])
+        return np.ascontiguousarray(factor.swapaxes(1, 2))
+
+    def respond(self, columns: Host, factor: Host, y: Host) -> None:
+        """Fill a block of responses."""
+        m = multiply(columns, factor, np.empty((*columns.shape[:-1], factor.shape[-1]), y.dtype))
+        upper, lower = self._lines(y)
+        m[:, :2] += m[:, 2:3]
+        m0, m1, _, m3 = (m[:, i].reshape(upper.shape) for i in range(4))
+        np.add(m0, m3, out=upper)
+        np.subtract(m1, m3, out=lower)
+
+    def _lines(self, y: Host) -> tuple[Host, Host]:
+        """The upper and the lower lines of a block of responses, phases first."""
+        if self.pool:
+            upper, lower = y.reshape(2, self.phases, *y.shape[1:])
+            return upper, lower
+        return y[None, :, ::2], y[None, :, 1::2]
+
+    def _products(self, dy: Host) -> Host:
+        """The gradients of the products from that of their responses, `(phases, 4, rows, C_out)`."""
+        upper, lower = self._lines(dy)
+        d = np.empty((self.phases, 4, *upper.shape[1:]), dy.dtype)
+        d[:, 0], d[:, 1] = upper, lower
+        np.add(upper, lower, out=d[:, 2])
+        np.subtract(upper, lower, out=d[:, 3])
+        return d.reshape(self.phases, 4, -1, dy.shape[-1])
+
+    def across(self, columns: Host, dy: Host) -> Host:
+        """The gradient of the factor, from that of a block of responses."""
+        dfactor: Host = np.add.reduce(multiply_across(columns, self._products(dy)), 0)
+        return dfactor
+
+    def of_factor(self, dfactor: Host, shape: tuple[int, ...]) -> Host:
+        """The gradient of the weights from that of the factor."""
+        outer, inner = (dfactor[2] + dfactor[3]) * 0.5, (dfactor[2] - dfactor[3]) * 0.5
+        lines = np.stack([dfactor[0] + outer, inner, outer - dfactor[1]])
+        return lines.transpose(2, 0, 1).reshape(shape)
+
+    def by_tap(self, weight: Host) -> Host:
+        """The factor of each tap of a line, `(K, 1, 4, C_out, C)`."""
+        factor = self.factor(weight).reshape(4, -1, self.channels, len(weight))
+        return np.ascontiguousarray(factor.transpose(1, 0, 3, 2))[:, None]
+
+    def scatter(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
+        """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
+        d = self._products(dy)
+        dcolumns = multiply(d, by_tap, np.empty((len(by_tap), *d.shape[:-1], self.channels), d.dtype))
+        upper, lower = self._under(dimage, block)
+        d1, d2 = upper[:, :, 1], lower[:, :, 0]
+        sums = np.zeros((4, *d1.shape), d.dtype)
+        windows = self._beside(sums)
+        windows.add_up(dcolumns, EVERY, windows.image)
+        outer = _paired(sums[:2])
+        upper += outer
+        lower -= outer
+        d1 += sums[2]
+        d1 -= sums[3]
+        d2 += sums[2]
+        d2 += sums[3]
+
+
+def _paired(two: Host) -> Host:
+    """Two stacks of lines as `(n, pairs, 2, …)`; `np.moveaxis` takes ten times as long."""
+    return two.transpose(1, 2, 0, *range(3, two.ndim))
+
+
+@lru_cache(maxsize=4096)
+def _line(w: Window, pairs: int) -> Window:
+    """The geometry along the other axes, of so many pairs of lines."""
+    return Window(w.n, (1, *w.size[1:]), w.stride, w.dilation, (), (pairs, *w.out[1:]))

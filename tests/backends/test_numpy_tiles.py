@@ -1,0 +1,130 @@
+"""Convolutions in tiles: the plain sum, what is not finite or zero where that has it, and only where it pays."""
+
+import numpy as np
+import pytest
+from xpnn_numpy.kernels import KERNELS, _tiles
+from xpnn_numpy.kernels._tiles import Tiles
+from xpnn_numpy.kernels.convolution import windows_of
+
+from xpnn.ops import Ops
+from xpnn.ops._window import window
+
+OPS, STANDARD = Ops(KERNELS), Ops({})
+
+
+@pytest.fixture(autouse=True)
+def many(monkeypatch):
+    """Tiles however small; notes for which windows."""
+    for limit in ("LEAST_CHANNELS", "LEAST_PLACES", "LEAST_WORK"):
+        monkeypatch.setattr(_tiles, limit, 1)
+    _tiles.tiled.cache_clear()
+    made, begin = [], Tiles.__init__
+
+    def noting(tiles, image, *rest):
+        made.append(image.shape)
+        begin(tiles, image, *rest)
+
+    monkeypatch.setattr(Tiles, "__init__", noting)
+    yield made
+    _tiles.tiled.cache_clear()
+
+
+def numbers(*shape, dtype="float64", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+GEOMETRIES = [
+    ((3, 8, 7), (3, 3), {"padding": 1}), ((3, 8, 7), (3, 3), {}), ((2, 9, 6), (3, 2), {"padding": ((1, 0), (0, 2))}),
+    ((2, 8, 9), (3, 3), {"stride": (1, 2), "dilation": (1, 2), "padding": 1}), ((2, 12), (3,), {"padding": 1}),
+    ((2, 4, 5, 6), (3, 2, 3), {}), ((1, 4, 1), (3, 1), {}), ((2, 6, 6), (3, 3), {"padding": (3, 0)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column_bytes", [1, 3000, 1 << 21], ids="blocks of {} bytes".format)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("pool", [None, 2, (2, 1), (2, 3)])
+@pytest.mark.parametrize(("shape", "kernel", "options"), GEOMETRIES, ids=str)
+def test_tiles_give_the_plain_sum(many, shape, kernel, options, pool, biased, dtype, column_bytes):
+    if isinstance(pool, tuple):
+        pool = (*pool, 1)[: len(kernel)] if len(kernel) != 1 else 2
+    op = "conv" if pool is None else "conv_pool"
+    options = options if pool is None else {**options, "pool": pool, "relu": biased}
+    x, weight, bias = numbers(*shape, 5), numbers(6, *kernel, 5, seed=1), numbers(6, seed=2) if biased else None
+    try:
+        expected, back = getattr(STANDARD, op)(x, weight, bias, **options)
+    except ValueError:
+        pytest.skip("the pool has no window")
+    ops = Ops(KERNELS, column_bytes)
+    y, backward = getattr(ops, op)(*(a if a is None else a.astype(dtype) for a in (x, weight, bias)), **options)
+    assert len(many) == 1
+    dy = numbers(*y.shape, seed=3)
+    for one, other in zip((y, *backward(dy.astype(dtype))), (expected, *back(dy)), strict=True):
+        if other is None:
+            assert one is None
+            continue
+        assert (one.shape, one.dtype) == (other.shape, dtype)
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * max(1, np.abs(other).max()))
+    assert backward(dy.astype(dtype), input_gradient=False)[0] is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_they_spread_nothing_beyond_a_kernel(value, pooled):
+    """What is not finite reaches the outputs that see it, and no others."""
+    x, weight = numbers(2, 8, 6, 4), numbers(5, 3, 3, 4, seed=1)
+    options = {"pool": 2} if pooled else {}
+    for h, w in np.ndindex(4, 2):
+        spoilt = x.copy()
+        spoilt[1, 2 + h, 2 + w, 3] = value
+        op = "conv_pool" if pooled else "conv"
+        expected = getattr(STANDARD, op)(spoilt, weight, padding=1, **options)[0]
+        y = getattr(OPS, op)(spoilt, weight, padding=1, **options)[0]
+        clean = np.isfinite(STANDARD.conv(spoilt, weight, padding=1)[0]).all(-1)
+        if pooled:
+            clean = clean.reshape(2, 4, 2, 3, 2).all((2, 4))
+        assert not clean.all()
+        assert not np.isfinite(y[~clean]).all()
+        np.testing.assert_allclose(y[clean], expected[clean], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_gradient_of_zeros_alone_is_zero(many, pooled):
+    """A kernel's line that sees nothing: behind a pool or with a bias `dy` is sparse, and that is common."""
+    x, weight, bias = numbers(1, 6, 6, 4), numbers(5, 3, 3, 4, seed=1), numbers(5, seed=2)
+    x[:, 1::2] = 0  # and of `dy` one line: no product of its middle lines of inputs
+    op, options = ("conv_pool", {"pool": 2}) if pooled else ("conv", {})
+    y, backward = getattr(OPS, op)(x, weight, bias, padding=1, **options)
+    assert len(many) == 1
+    _, back = getattr(STANDARD, op)(x, weight, bias, padding=1, **options)
+    dy = np.zeros_like(y)
+    dy[0, 1, 1] = numbers(5, seed=3)
+    zeros = back(dy)[1] == 0
+    assert zeros.any()
+    np.testing.assert_array_equal(backward(dy)[1] == 0, zeros)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "options", "pool", "tiled"),
+    [
+        ((3, 8, 8), 3, {}, (), True), ((3, 9, 8), 3, {}, (), False), ((3, 9, 8), 3, {}, (2, 2), True),
+        ((3, 8, 8), 3, {}, (3, 2), False), ((3, 8, 8), (2, 3), {}, (), False), ((3, 8, 8), 5, {}, (), False),
+        ((3, 9, 8), 3, {"stride": (2, 1)}, (), False), ((3, 8, 8), 3, {"dilation": (2, 1)}, (), False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_which_windows_are_tiles(shape, size, options, pool, tiled):
+    w = window("test", shape[1:], size, options.get("stride", 1), "valid", options.get("dilation", 1))
+    assert isinstance(windows_of(numbers(*shape, 2), w, 2, pool), Tiles) == tiled
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [("LEAST_CHANNELS", 4), ("LEAST_PLACES", 108), ("LEAST_WORK", 108 * 9 * 20)]
+)
+def test_they_have_to_pay(monkeypatch, limit, most):
+    image, w = numbers(3, 8, 8, 4), window("test", (8, 8), 3, 1, "valid", 1)
+    for least, tiled in ((most, True), (most + 1, False)):
+        monkeypatch.setattr(_tiles, limit, least)
+        _tiles.tiled.cache_clear()
+        assert isinstance(windows_of(image, w, 5), Tiles) == tiled
