@@ -141,6 +141,30 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "_outputs_last(weight)).reshape",
         "_outputs_last(weight)[::-1]).reshape",
     ),
+    "NumPy's tiles: the lower line with the wrong sign": (
+        "tests/backends/test_numpy_tiles.py",
+        "backends/xpnn_numpy/kernels/_tiles.py",
+        "np.subtract(m1, m3, out=lower)",
+        "np.add(m1, m3, out=lower)",
+    ),
+    "a sparse gradient of the kernel in tiles": (
+        "tests/backends/test_numpy_tiles.py",
+        "backends/xpnn_numpy/kernels/joined.py",
+        "of_columns(plain(windows), by_block",
+        "of_columns(windows, by_block",
+    ),
+    "a meeting without the helpers' lanes": (
+        "tests/backends/test_numpy_helpers.py::test_the_bits_of_threads",
+        "backends/xpnn_numpy/executor.py",
+        "added([*parts, *(part for helper in lent for part in helper.answer()[0])])",
+        "added([*parts, *(part for helper in lent for part in helper.answer()[0][:-1])])",
+    ),
+    "what is told overwrites what was handed over": (
+        "tests/backends/test_numpy_helpers.py::test_what_is_told_leaves_what_was_handed_over",
+        "backends/xpnn_numpy/helpers.py",
+        "self._send(pickle.dumps(message), [], 0)",
+        "self.hand(*message)",
+    ),
     "rows left over by the runs of a product": (
         "tests/backends/test_numpy_products.py",
         "backends/xpnn_numpy/kernels/_products.py",
@@ -216,8 +240,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "batch norm of a lane by itself": (
         EXECUTOR,
         "backends/xpnn_numpy/lanes.py",
-        "        for part, m in self.parts[1:]:",
-        "        for part, m in self.parts[:0]:",
+        "    for part, m in parts[1:]:",
+        "    for part, m in parts[:0]:",
     ),
     "a lane's share of the gradient forgotten": (
         EXECUTOR,
@@ -246,8 +270,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "the last piece of a lane left out": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "for k in range(pieces + 1))",
-        "for k in range(max(pieces, 2)))",
+        "for start, stop in pairwise(cuts[i]):",
+        "for start, stop in list(pairwise(cuts[i]))[: max(1, len(cuts[i]) - 2)]:",
     ),
     "a layer's own fault taken for an inherited one": (
         NETWORK,

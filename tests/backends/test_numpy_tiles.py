@@ -89,20 +89,23 @@ def test_they_spread_nothing_beyond_a_kernel(value, pooled):
         np.testing.assert_allclose(y[clean], expected[clean], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_a_gradient_of_zeros_alone_is_zero(many, pooled):
-    """A kernel's line that sees nothing: behind a pool or with a bias `dy` is sparse, and that is common."""
-    x, weight, bias = numbers(1, 6, 6, 4), numbers(5, 3, 3, 4, seed=1), numbers(5, seed=2)
-    x[:, 1::2] = 0  # and of `dy` one line: no product of its middle lines of inputs
+def test_a_gradient_of_zeros_alone_is_zero(many, pooled, padding):
+    """A line of the kernel that sees none but zeros: behind a pool, or ReLU and a bias, `dy` is sparse."""
+    x, weight, bias = numbers(24, 6, 6, 4), numbers(5, 3, 3, 4, seed=1), numbers(5, seed=2)
+    x[:, 2 : 4 if pooled else 3] = 0
     op, options = ("conv_pool", {"pool": 2}) if pooled else ("conv", {})
-    y, backward = getattr(OPS, op)(x, weight, bias, padding=1, **options)
-    assert len(many) == 1
-    _, back = getattr(STANDARD, op)(x, weight, bias, padding=1, **options)
-    dy = np.zeros_like(y)
-    dy[0, 1, 1] = numbers(5, seed=3)
-    zeros = back(dy)[1] == 0
-    assert zeros.any()
-    np.testing.assert_array_equal(backward(dy)[1] == 0, zeros)
+    y, backward = getattr(OPS, op)(x, weight, bias, padding=padding, **options)
+    _, back = getattr(STANDARD, op)(x, weight, bias, padding=padding, **options)
+    for line in range(y.shape[1]):
+        dy = np.zeros_like(y)
+        dy[:, line] = numbers(*y[:, line].shape, seed=3)
+        zeros = back(dy)[1] == 0
+        np.testing.assert_array_equal(backward(dy)[1] == 0, zeros)
+        many.append(zeros.any())
+    assert len(many) > y.shape[1]
+    assert True in many
 
 
 @pytest.mark.parametrize(
