@@ -1,15 +1,16 @@
-"""Steps in pieces on threads.
+"""Steps in pieces, by helper processes or on threads.
 
-With NumPy's own kernels a batch is cut into at most 8 lanes, where it has work enough for them, and threads take whole
-lanes; compiled kernels (`fast`) share what each of them does, and have one lane. Where a sample's result is its own, a
-lane is computed in pieces whose largest activation stays in the cache; where batch normalisation joins the samples,
-the lanes go side by side through the layers and meet at its sums. The update is cut as well. BLAS is held to one thread
-meanwhile, for all this is its parallel work.
+With NumPy's own kernels a batch is cut into at most 8 lanes, where it has work enough for them, and helpers (`helpers`)
+or threads take whole lanes; compiled kernels (`fast`) share what each of them does, and have one lane. Where a sample's
+result is its own, a lane is computed in pieces whose largest activation stays in the cache; where batch normalisation
+joins the samples, the lanes go side by side through the layers and meet at its sums. The update is cut as well. BLAS is
+held to one thread meanwhile, for all this is its parallel work.
 """
 
 from __future__ import annotations
 
 import ctypes
+import io
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -27,7 +28,7 @@ from xpnn.ops._array import Array
 from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.helpers import Helper, Lost, helpers
+from xpnn_numpy.helpers import Helper, Lost, OursAlone, helpers
 from xpnn_numpy.lanes import LANES, LEAST, LEAST_HELPED, MOST, Crew, Joined, Meeting, added, settled, threads
 
 if TYPE_CHECKING:
@@ -214,23 +215,28 @@ class PiecesExecutor(Executor):
             flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined)
             for helper in lent:
                 for here, there in zip((flats, losses, rights), helper.answer(), strict=True):
-                    here += there
+                    here += [array.copy() for array in there]  # the next to ask overwrites it
             return flats, new, losses, rights
         return None
 
     def _help(self, parts: int) -> AbstractContextManager[list[Helper]]:
         """Helpers for so many parts of a batch, of which some are done here."""
-        return helpers.lent(self, min(parts, self.crew.threads) - 1)
+        return helpers.lent(self, min(parts, self.crew.threads, MOST) - 1)
 
     @cached_property
     def recipe(self) -> bytes | None:
         """What a helper makes an executor of that computes the same; None where it cannot."""
-        if type(self.backend).__name__ != "NumPyBackend" or self.backend.kernels is not type(self.backend).kernels:
+        from xpnn_numpy import NumPyBackend
+
+        backend, plain = self.backend, NumPyBackend
+        if (type(backend), backend.kernels, backend.column_bytes) != (plain, plain.kernels, plain.column_bytes):
             return None
         try:
-            return pickle.dumps((self.model, self.loss, SGD(lr=0), self.in_shape, self.dtype))
-        except Exception:  # a function of somebody's own, or a class within one
+            recipe = pickle.dumps((self.model, self.loss, SGD(lr=0), self.in_shape, self.dtype))
+            OursAlone(io.BytesIO(recipe)).load()
+        except Exception:  # whatever a class of somebody's own raises
             return None
+        return recipe
 
     def _crew(self, n: int) -> Crew:
         """The threads for `n` samples: they cannot help where there is little to do."""
@@ -256,7 +262,7 @@ class PiecesExecutor(Executor):
         tree, lanes, crew = self._tree(weights), len(cuts), crew or self.alone
         flats = np.empty((lanes, len(weights)), self.dtype)
         meets = not self.per_sample and (lanes > 1 or joined is not None)
-        self._meeting = Meeting(lanes, crew.threads, joined or added) if meets else None
+        self._meeting = Meeting(lanes, crew.threads, joined) if meets else None
 
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
             ops = self._ops[i] if meets else self.backend.ops

@@ -5,9 +5,9 @@ small call. A helper is an interpreter of its own, with an executor like the one
 statistics and its part of the batch, and hands back the gradients of its lanes; what depends on the whole batch goes to
 and fro at their meetings. Since lanes say what is computed and not by whom, helpers change no bit.
 
-To start one takes as long as some hundred steps. So they are started by who has computed for `PATIENCE` seconds.
-Until they have come, and wherever they cannot (Linux alone has `memfd_create`; a model of classes or functions that a
-helper cannot import; a helper that was killed), threads take the lanes.
+To start one takes as long as some hundred steps. So they are started by who has computed for `PATIENCE` seconds. Until
+they have come, where they cannot (Linux alone has `memfd_create`), for models with classes or functions of somebody's
+own, whose modules may not be elsewhere what they are here, and where a helper is lost, threads take the lanes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PATIENCE = 1.0
 """Seconds of computing, after which helpers are started."""
 AWAKE = 2e-4
 """Seconds in which an answer is waited for awake: to be woken takes some 25 µs."""
-MESSAGE, ALIGNED = 1 << 17, 64
+HEAD, HELLO, ALIGNED = 8, b"!", 64
 POSSIBLE = hasattr(os, "memfd_create") and Path(sys.executable or "").name.startswith("python")
 """Whether there is memory without a name, and an interpreter that can be started."""
 
@@ -46,11 +46,22 @@ class Lost(Exception):
     """The other side is gone, or failed."""
 
 
+class OursAlone(pickle.Unpickler):
+    """Refuses what is neither xpnn's nor of the libraries below it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As the plain one."""
+        if module.partition(".")[0] not in ("xpnn", "numpy", "builtins"):
+            raise pickle.UnpicklingError(module)
+        return super().find_class(module, name)
+
+
 class Channel:
     """Objects to and fro between two processes; large arrays in them through memory that both see."""
 
-    def __init__(self, end: socket.socket, outgoing: int, incoming: int) -> None:
-        self.end, self.files, self.rooms = end, (outgoing, incoming), [memoryview(b""), memoryview(b"")]
+    def __init__(self, line: socket.socket, outgoing: int, incoming: int) -> None:
+        self.line, self.rooms = line, [memoryview(b""), memoryview(b"")]
+        self.files: tuple[int, ...] = outgoing, incoming
 
     def tell(self, *message: Any) -> None:
         """Send what is small."""
@@ -70,43 +81,68 @@ class Channel:
         self._send(data, spans, size)
 
     def _send(self, data: bytes, spans: list[tuple[int, int]], size: int) -> None:
+        packed = pickle.dumps((data, spans, size))
         try:
-            self.end.send(pickle.dumps((data, spans, size)))
+            self.line.sendall(len(packed).to_bytes(HEAD, "little") + packed)
         except OSError as e:
             raise Lost from e
 
     def receive(self) -> tuple[Any, ...]:
         """The next message."""
-        data, spans, size = pickle.loads(self._packed())
+        size_of = int.from_bytes(self._head(), "little")
+        data, spans, size = pickle.loads(self._exactly(size_of, b""))
         room = self._room(1, size)
         message: tuple[Any, ...] = pickle.loads(data, buffers=[room[start:stop] for start, stop in spans])
         return message
 
-    def _packed(self) -> bytes:
-        packed, until = None, time.perf_counter() + AWAKE
+    def came(self, what: bytes) -> bool:
+        """Whether the other side has just said this.
+
+        Raises:
+            BlockingIOError: it has not said anything.
+        """
+        return self._received(len(what), socket.MSG_DONTWAIT) == what
+
+    def _head(self) -> bytes:
+        """That of the next message; it is waited for awake for a while."""
+        until = time.perf_counter() + AWAKE
+        while time.perf_counter() < until:
+            with suppress(BlockingIOError):
+                return self._exactly(HEAD, self._received(HEAD, socket.MSG_DONTWAIT))
+        return self._exactly(HEAD, b"")
+
+    def _exactly(self, size: int, begun: bytes) -> bytes:
+        while len(begun) < size:
+            begun += self._received(size - len(begun))
+        return begun
+
+    def _received(self, most: int, flags: int = 0) -> bytes:
         try:
-            while packed is None and time.perf_counter() < until:
-                with suppress(BlockingIOError):
-                    packed = self.end.recv(MESSAGE, socket.MSG_DONTWAIT)
-            packed = self.end.recv(MESSAGE) if packed is None else packed
+            found = self.line.recv(most, flags)
+        except BlockingIOError:
+            raise
         except OSError as e:
             raise Lost from e
-        if not packed:
+        if not found:
             raise Lost
-        return packed
+        return found
 
     def _room(self, side: int, size: int) -> memoryview:
         """The memory of what goes out (0) or comes in (1), grown where it is smaller."""
         if self.rooms[side].nbytes < size:
-            if not side:
-                os.ftruncate(self.files[side], size)
-            self.rooms[side] = memoryview(mmap.mmap(self.files[side], size))
+            try:
+                if not side:
+                    os.ftruncate(self.files[side], size)
+                self.rooms[side] = memoryview(mmap.mmap(self.files[side], size))
+            except (OSError, ValueError) as e:  # no more memory, or a limit of the user's
+                raise Lost from e
         return self.rooms[side]
 
     def close(self) -> None:
         """Leave; the other side is told."""
-        self.end.close()
-        for file in self.files:
+        files, self.files = self.files, ()
+        self.line.close()
+        for file in files:
             os.close(file)
 
 
@@ -114,9 +150,9 @@ class Helper:
     """One process, and the channel to it."""
 
     def __init__(self) -> None:
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outgoing, incoming = os.memfd_create("xpnn"), os.memfd_create("xpnn")
-        self.channel, self.ready = Channel(here, outgoing, incoming), False
+        here, there = socket.socketpair()
+        self.channel, self.ready = Channel(here, os.memfd_create("xpnn"), os.memfd_create("xpnn")), False
+        outgoing, incoming = self.channel.files
         numbers = there.fileno(), incoming, outgoing
         code = f"import sys; sys.path[:] = {sys.path!r}; from xpnn_numpy.helpers import serve; serve{numbers!r}"
         try:
@@ -139,9 +175,7 @@ class Helper:
         """Whether it is ready; does not wait for that."""
         if not self.ready:
             with suppress(BlockingIOError):
-                if not self.channel.end.recv(MESSAGE, socket.MSG_DONTWAIT):
-                    raise Lost
-                self.ready = True
+                self.ready = self.channel.came(HELLO)
         return self.ready
 
     def answer(self) -> tuple[Any, ...]:
@@ -163,6 +197,7 @@ class Helpers:
 
     def __init__(self) -> None:
         self.lock, self.all, self.computed, self.numbers = threading.Lock(), list[Helper](), 0.0, count()
+        self.patience = PATIENCE
         self.known: weakref.WeakKeyDictionary[PiecesExecutor, int | None] = weakref.WeakKeyDictionary()
         """The number under which the helpers know an executor; None: they cannot."""
 
@@ -172,13 +207,15 @@ class Helpers:
 
         An error within ends them, for it leaves them in the middle of something.
         """
-        if not (POSSIBLE and most and self.computed > PATIENCE and self.lock.acquire(blocking=False)):
+        if not (POSSIBLE and most and self.computed > self.patience and self.lock.acquire(blocking=False)):
             yield []
             return
         try:
             yield self._met(executor, most)
-        except BaseException:
+        except BaseException as e:
             self.end()
+            if isinstance(e, Lost):
+                self.patience *= 8  # it may be lost again
             raise
         finally:
             self.lock.release()
@@ -193,8 +230,9 @@ class Helpers:
     def _met(self, executor: PiecesExecutor, most: int) -> list[Helper]:
         try:
             if len(self.all) < most:
-                self.all += [Helper() for _ in range(most - len(self.all))]
                 self.known.clear()
+                while len(self.all) < most:
+                    self.all.append(Helper())
             if not all(helper.has_come() for helper in self.all):
                 return []
         except (OSError, Lost):
@@ -211,24 +249,25 @@ class Helpers:
 
     def end(self) -> None:
         """End them all; who computes for a while longer starts others."""
-        for helper in self.all:
-            helper.end()
-        self.all, self.computed = [], 0.0
+        ended, self.all, self.computed = self.all, [], 0.0
         self.known.clear()
+        for helper in ended:
+            helper.end()
 
     def forget(self) -> None:
         """In a process that was forked: they are the parent's."""
         for helper in self.all:
             helper.channel.close()
+            helper.process.returncode = 0  # nobody here has to wait for it
         self.__init__()  # type: ignore[misc]
 
 
-def serve(end: int, outgoing: int, incoming: int) -> None:
+def serve(line: int, outgoing: int, incoming: int) -> None:
     """What a helper does, until who started it is gone."""
     from xpnn import backend
     from xpnn_numpy.executor import PiecesExecutor, session
 
-    channel = Channel(socket.socket(fileno=end), outgoing, incoming)
+    channel = Channel(socket.socket(fileno=line), outgoing, incoming)
     numpy, executors = backend.get("numpy"), dict[int, Any]()
 
     def meet(number: int, known: list[int | None], recipe: bytes) -> bool:
@@ -245,7 +284,7 @@ def serve(end: int, outgoing: int, incoming: int) -> None:
         return channel.receive()
 
     with session(1), suppress(Lost):
-        channel.tell("ready")
+        channel.line.sendall(HELLO)
         while True:
             kind, number, *rest = channel.receive()
             try:

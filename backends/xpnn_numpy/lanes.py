@@ -1,7 +1,7 @@
 """Lanes: parts of a batch computed side by side, and the threads that do it.
 
 How a batch is cut depends on the model and the batch alone, and sums over lanes are taken in their order; threads
-only decide who computes a lane, and when. So the bits are the same for any number of them.
+and helper processes only decide who computes a lane, and when. So the bits are the same for any number of them.
 """
 
 from __future__ import annotations

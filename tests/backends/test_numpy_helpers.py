@@ -1,5 +1,6 @@
 """Helper processes: the bits of threads, and nothing lost where a helper is."""
 
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from xpnn_numpy.helpers import Channel, Helpers, Lost
 
 import xpnn
 from xpnn.bench import machine
-from xpnn.layers import Dense, Flatten, ReLU, Sequential
+from xpnn.layers import BatchNorm, Dense, Flatten, ReLU, Sequential
 
 pytestmark = pytest.mark.skipif(not module.POSSIBLE, reason="no helpers can be started here")
 
@@ -88,9 +89,8 @@ def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads):
     assert not asked
 
 
-def test_they_come_after_some_time_alone(helpers, monkeypatch):
-    helpers.computed = 0.0
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+def test_they_come_after_some_time_alone(helpers):
+    helpers.computed, helpers.patience = 0.0, 0.05
     trainer = trainer_of(MODELS["per-sample"])
     trainer.predict(IMAGES[:8])
     assert not helpers.all
@@ -145,29 +145,97 @@ def test_what_fails_there_is_done_here(helpers, monkeypatch, model):
     assert sent[0] == "lanes"
 
 
-def test_a_model_that_only_this_process_knows(helpers, asked, monkeypatch):
+def test_classes_of_somebodys_own_are_not_theirs(helpers, asked, monkeypatch):
+    """Their modules may not be elsewhere what they are here, and would be run once more."""
+
     @dataclass(frozen=True, repr=False)
     class Local(ReLU):
         pass
 
     elsewhere = types.ModuleType("a_module_without_a_file")
     monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
-    Elsewhere = dataclass(frozen=True, repr=False)(type("Elsewhere", (ReLU,), {"__module__": elsewhere.__name__}))
-    elsewhere.Elsewhere = Elsewhere
+    elsewhere.Elsewhere = dataclass(frozen=True, repr=False)(
+        type("Elsewhere", (ReLU,), {"__module__": elsewhere.__name__})
+    )
     come(helpers, trainer_of(MODELS["per-sample"]))
-    for layer, pickled in ((Local(), False), (Elsewhere(), True)):
+    for layer in (Local(), elsewhere.Elsewhere()):
         trainer = trainer_of(Sequential([Flatten(), layer, Dense(5)]))
-        assert (trainer.executor.recipe is not None) == pickled
+        assert trainer.executor.recipe is None
         trainer.fit(IMAGES, LABELS, batch_size=35)
         assert helpers.known[trainer.executor] is None
         assert len(helpers.all) == 2
     assert not asked
 
 
-def test_kernels_of_ones_own_are_not_theirs(helpers):
+@pytest.mark.parametrize("name", ["kernels", "column_bytes"])
+def test_a_backend_of_ones_own_is_not_theirs(helpers, name):
     trainer = trainer_of(MODELS["per-sample"])
-    trainer.backend.kernels = dict(trainer.backend.kernels)
+    setattr(trainer.backend, name, {} if name == "kernels" else 3000)
     assert trainer.executor.recipe is None
+
+
+def test_two_threads_in_turn_do_not_see_each_others_gradients(helpers):
+    expected = fitted(trainer_of(MODELS["per-sample"]))
+    trainers = [trainer_of(MODELS["per-sample"]) for _ in range(2)]
+    for trainer in trainers:
+        come(helpers, trainer)
+        update = trainer.executor._update
+
+        def slow(*args, update=update):
+            time.sleep(0.005)  # the other has the helpers meanwhile
+            return update(*args)
+
+        trainer.executor._update = slow
+    found = {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: fitted(trainers[i])})) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for i in range(2):
+        assert_same_bits(found[i], expected)
+
+
+def test_sums_of_many_features(helpers, asked):
+    """The messages of a meeting may be long."""
+    model = Sequential([Flatten(), Dense(20_000), BatchNorm(), Dense(5)])
+    trainer = trainer_of(model)
+    come(helpers, trainer)
+    trainer.fit(IMAGES[:16], LABELS[:16], batch_size=16)
+    assert asked == ["lanes"] * 2
+    assert len(helpers.all) == 2
+
+
+def test_no_more_memory_is_no_error_of_the_caller(helpers, monkeypatch):
+    expected, trainer = fitted(trainer_of(MODELS["per-sample"])), trainer_of(MODELS["per-sample"])
+    come(helpers, trainer)
+
+    def refused(*_):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", refused)
+    assert_same_bits(fitted(trainer), expected)
+    assert not helpers.all
+    assert helpers.patience == 8 * module.PATIENCE
+
+
+def test_an_interrupt_while_they_end(helpers, monkeypatch):
+    """A second Ctrl-C: nothing is closed twice, for the numbers of files may be somebody else's by then."""
+    come(helpers, trainer_of(MODELS["per-sample"]))
+    ended = list(helpers.all)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            helpers.end()
+    assert not helpers.all
+    with open(os.devnull) as mine:
+        for helper in ended:
+            helper.end()
+        os.fstat(mine.fileno())
 
 
 def test_another_thread_does_without(helpers):
@@ -248,7 +316,7 @@ def test_they_end_with_who_started_them(helpers):
 
 @pytest.fixture
 def channels():
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = socket.socketpair()
     a, b = os.memfd_create("a"), os.memfd_create("b")
     here, there = Channel(ends[0], a, b), Channel(ends[1], os.dup(b), os.dup(a))
     yield here, there
@@ -282,7 +350,7 @@ def test_what_is_told_leaves_what_was_handed_over(channels):
 
 def test_who_is_gone_is_lost(channels):
     here, there = channels
-    there.end.close()
+    there.line.close()
     with pytest.raises(Lost):
         here.tell("hello")
     with pytest.raises(Lost):

@@ -12,8 +12,8 @@ third fewer of them too. Sums of whole lines are what NumPy is quickest at. Both
 
 Each output depends on the inputs under its own kernel alone. But what a line of the kernel does not see cancels in its
 gradient only up to rounding, where the plain sum is exact; that shows where few numbers of `dy` are not zero, behind a
-max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has no bias, as most often
-in front of a normalisation. `xpnn_numpy.fast._winograd` has such tiles along two axes.
+max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has neither pool nor bias,
+as most often in front of a normalisation. `xpnn_numpy.fast._winograd` has such tiles along two axes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Tiles:
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...]) -> None:
         self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
-        self.phases, self.each = prod(pool[1:]), 2 if pool else 1
-        """And how many lines of responses are a line of outputs."""
+        self.phases, self.each = prod(pool[1:]), 2 if pool else 1  # how many lines of responses a line of outputs is
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or two lines of one sample."""

@@ -1,9 +1,4 @@
-"""Convolution: columns gathered by strides, products into place, and backward as a convolution of `dy`.
-
-A view with overlapping strides shows under each output the window of inputs; copying a block of it is the
-gather of the standard body in one call. Columns of one channel are gathered with the taps first
-(`(K, rows)`, transposed for the product at no cost): the copy then runs along an image row, and not along the
-three numbers of a kernel's.
+"""Convolution: columns (`_windows`, `_tiles`), products into place, and backward as a convolution of `dy`.
 
 With stride 1 the gradient of the input is again a convolution: of `dy`, padded, with the kernel turned around. Where
 `x` is no larger than the response and has not far fewer channels, the columns of `dy` are gathered too, and the same

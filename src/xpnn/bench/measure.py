@@ -11,6 +11,7 @@ from typing import Any
 
 from xpnn.bench.work import Work
 
+WARM = 4  # turns before the first one that counts
 OTHERS = 0.1  # of the cores: threads that wait for one another lose far more than that
 
 
@@ -98,7 +99,10 @@ def take_turns(sides: Sequence[Side], rounds: int, seconds: float) -> Iterator[f
     """Fill the `times` of all sides, a turn of some `seconds` for each in each round; yields the share that is done."""
     counts = {}
     for side in sides:
-        side.steps(2)  # the first ones compile and allocate
+        begun = time.perf_counter()
+        side.steps(2)  # the first ones compile and allocate, and then helpers come
+        while time.perf_counter() - begun < WARM * seconds:
+            side.steps(1)
         counts[side.name] = max(1, round(seconds / _timed(side, 2)))
     for i in range(rounds):
         for side in sides[:: -1 if i % 2 else 1]:  # who comes first changes
