@@ -195,7 +195,7 @@ class PiecesExecutor(Executor):
     def _by_helpers(
         self, weights: Array, stats: Mapping[str, Array], batch: Any, scale: Array, cuts: list[list[int]]
     ) -> Lanes | None:
-        """As `lanes`; None where there are no helpers."""
+        """As `lanes`, with the sum of their gradients alone; None where there are no helpers."""
         with suppress(Lost), self._help(len(cuts)) as lent:
             if not lent:
                 return None
@@ -214,9 +214,11 @@ class PiecesExecutor(Executor):
             x, y, masks = _part(batch, 0, own[-1][-1])
             flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined)
             for helper in lent:
-                for here, there in zip((flats, losses, rights), helper.answer(), strict=True):
-                    here += [array.copy() for array in there]  # the next to ask overwrites it
-            return flats, new, losses, rights
+                its, *sums = helper.answer()
+                flats += its
+                losses += [loss.copy() for loss in sums[0]]
+                rights += [right.copy() for right in sums[1]]
+            return [_sum(flats)], new, losses, rights  # nothing of a helper's, who is asked by others from here on
         return None
 
     def _help(self, parts: int) -> AbstractContextManager[list[Helper]]:
