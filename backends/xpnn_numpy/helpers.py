@@ -13,6 +13,7 @@ own, whose modules may not be elsewhere what they are here, and where a helper i
 from __future__ import annotations
 
 import atexit
+import ctypes
 import mmap
 import os
 import pickle
@@ -245,6 +246,7 @@ class Helpers:
                 helper.channel.tell("meet", number, list(self.known.values()), recipe)
             answers = [helper.answer()[0] for helper in self.all] if recipe else [False]
             self.known[executor] = number if all(answers) else None
+            _give_back()  # what all lanes took here, for from now on some are elsewhere
         return [] if self.known[executor] is None else self.all[:most]
 
     def end(self) -> None:
@@ -260,6 +262,12 @@ class Helpers:
             helper.channel.close()
             helper.process.returncode = 0  # nobody here has to wait for it
         self.__init__()  # type: ignore[misc]
+
+
+def _give_back() -> None:
+    """Memory that is free to the system: of the GNU C library, which `executor.keep_memory` has keep it."""
+    with suppress(OSError, AttributeError, TypeError):  # another library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def serve(line: int, outgoing: int, incoming: int) -> None:
