@@ -8,6 +8,8 @@ and fro at their meetings. Since lanes say what is computed and not by whom, hel
 To start one takes as long as some hundred steps. So they are started by who has computed for `PATIENCE` seconds. Until
 they have come, where they cannot (Linux alone has `memfd_create`), for models with classes or functions of somebody's
 own, whose modules may not be elsewhere what they are here, and where a helper is lost, threads take the lanes.
+
+A program that waits for whichever child ends (`os.wait`) has one more, which ends with it; `--threads 1` does without.
 """
 
 from __future__ import annotations
