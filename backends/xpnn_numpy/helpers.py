@@ -92,8 +92,8 @@ class Channel:
 
     def receive(self) -> tuple[Any, ...]:
         """The next message."""
-        size_of = int.from_bytes(self._head(), "little")
-        data, spans, size = pickle.loads(self._exactly(size_of, b""))
+        length = int.from_bytes(self._head(), "little")
+        data, spans, size = pickle.loads(self._exactly(length, b""))
         room = self._room(1, size)
         message: tuple[Any, ...] = pickle.loads(data, buffers=[room[start:stop] for start, stop in spans])
         return message
@@ -210,7 +210,8 @@ class Helpers:
 
         An error within ends them, for it leaves them in the middle of something.
         """
-        if not (POSSIBLE and most and self.computed > self.patience and self.lock.acquire(blocking=False)):
+        wanted = POSSIBLE and most > 0 and self.computed > self.patience and executor.recipe is not None
+        if not (wanted and self.lock.acquire(blocking=False)):
             yield []
             return
         try:
@@ -243,10 +244,10 @@ class Helpers:
             self.computed = -inf  # what could not be started once is not tried again
             return []
         if executor not in self.known:
-            number, recipe = next(self.numbers), executor.recipe
-            for helper in self.all if recipe else []:
-                helper.channel.tell("meet", number, list(self.known.values()), recipe)
-            answers = [helper.answer()[0] for helper in self.all] if recipe else [False]
+            number = next(self.numbers)
+            for helper in self.all:
+                helper.channel.tell("meet", number, list(self.known.values()), executor.recipe)
+            answers = [helper.answer()[0] for helper in self.all]
             self.known[executor] = number if all(answers) else None
             _give_back()  # what all lanes took here, for from now on some are elsewhere
         return [] if self.known[executor] is None else self.all[:most]

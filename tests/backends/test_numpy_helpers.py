@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -162,9 +163,20 @@ def test_classes_of_somebodys_own_are_not_theirs(helpers, asked, monkeypatch):
         trainer = trainer_of(Sequential([Flatten(), layer, Dense(5)]))
         assert trainer.executor.recipe is None
         trainer.fit(IMAGES, LABELS, batch_size=35)
-        assert helpers.known[trainer.executor] is None
+        assert trainer.executor not in helpers.known
         assert len(helpers.all) == 2
     assert not asked
+
+
+def test_one_that_cannot_make_the_executor_is_not_asked(helpers, asked, monkeypatch):
+    trainer, other = trainer_of(MODELS["per-sample"]), trainer_of(MODELS["per-sample"])
+    come(helpers, other)
+    trainer.executor.recipe = pickle.dumps(("no", "model"))
+    trainer.fit(IMAGES, LABELS, batch_size=35)
+    assert helpers.known[trainer.executor] is None
+    assert not asked
+    other.fit(IMAGES, LABELS, batch_size=70)
+    assert asked == ["lanes"] * 2
 
 
 @pytest.mark.parametrize("name", ["kernels", "column_bytes"])
