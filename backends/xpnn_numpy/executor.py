@@ -264,7 +264,8 @@ class PiecesExecutor(Executor):
         tree, lanes, crew = self._tree(weights), len(cuts), crew or self.alone
         flats = np.empty((lanes, len(weights)), self.dtype)
         meets = not self.per_sample and (lanes > 1 or joined is not None)
-        self._meeting = Meeting(lanes, crew.threads, joined) if meets else None
+        if meets:
+            self._meeting = Meeting(lanes, crew.threads, joined)
 
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
             ops = self._ops[i] if meets else self.backend.ops
@@ -284,7 +285,7 @@ class PiecesExecutor(Executor):
                         g += gradients[path]
             return new, loss, right
 
-        if self._meeting is not None:
+        if meets:
             results = crew.together(lane, self._meeting)
         else:
             with self.backend.sharing(self.crew.threads) if lanes == 1 else nullcontext():
@@ -297,7 +298,7 @@ class PiecesExecutor(Executor):
         """The ops of each lane, whose sums over the batch go through the meeting."""
 
         def whole(lane: int, part: Array, n: int) -> tuple[Array, int]:
-            return self._meeting.whole(lane, part, n)  # type: ignore[union-attr]  # where they meet
+            return self._meeting.whole(lane, part, n)
 
         return [Ops(self.backend.kernels, self.backend.column_bytes, partial(whole, i)) for i in range(MOST)]
 

@@ -75,9 +75,10 @@ def asked(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(("threads", "lanes"), [(2, 8), (3, 8), (2, 2)])  # also one lane each
 @pytest.mark.parametrize("model", MODELS)
-def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads):
+def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads, lanes):
+    monkeypatch.setattr(executors, "LANES", ((0, lanes),))
     monkeypatch.setenv("XPNN_THREADS", str(threads))
     trainer = trainer_of(MODELS[model])
     come(helpers, trainer)
@@ -166,6 +167,16 @@ def test_classes_of_somebodys_own_are_not_theirs(helpers, asked, monkeypatch):
         assert trainer.executor not in helpers.known
         assert len(helpers.all) == 2
     assert not asked
+
+
+def test_what_all_lanes_took_is_given_back_once(helpers, monkeypatch):
+    """Else this process would hold on to memory for lanes that helpers compute from then on."""
+    given = []
+    monkeypatch.setattr(module, "_give_back", lambda: given.append(1))
+    trainer = trainer_of(MODELS["per-sample"])
+    come(helpers, trainer)
+    trainer.fit(IMAGES, LABELS, batch_size=35)
+    assert len(given) == 1
 
 
 def test_one_that_cannot_make_the_executor_is_not_asked(helpers, asked, monkeypatch):
