@@ -22,6 +22,9 @@ from xpnn.random import Stream
 numba = pytest.importorskip("numba")
 fast = pytest.importorskip("xpnn_numpy.fast")
 
+from llvmlite import ir  # noqa: E402
+from numba import types  # noqa: E402
+from numba.extending import intrinsic  # noqa: E402
 from xpnn_numpy.fast._team import ALLOWED, FAILED, JOBS, LOOKING, board, share, team  # noqa: E402
 
 OPS = [  # shapes large enough to be cut in every way there is
@@ -291,6 +294,39 @@ def _fail(part, number):
 @numba.njit(nogil=True)
 def _fails_at(number):
     share(_fail, (number,), 8)
+
+
+def test_parts_count_no_references():
+    """Cores would take the count from one another at every view of a row: twice the time of a pass over images."""
+    places = np.ones(9, np.int64)
+    for threads in (1, 2):
+        with team.sharing(threads):
+            come(threads)
+            _note(np.zeros((4, 4)), places)
+        assert places[8]
+        assert not places[:8].any()
+
+
+@intrinsic
+def _count(typing, x):
+    """Where an array's references are counted."""
+
+    def code(context, builder, signature, values):
+        return builder.ptrtoint(context.make_array(x)(context, builder, values[0]).meminfo, ir.IntType(64))
+
+    return types.int64(x), code
+
+
+@numba.njit
+def _note_part(part, x, places):
+    places[part] = _count(x[part % 4])
+
+
+@numba.njit(nogil=True)
+def _note(x, places):
+    own = x.copy()
+    places[8] = _count(own)
+    share(_note_part, (own, places), 8)
 
 
 def test_who_comes_second_works_alone():

@@ -209,6 +209,15 @@ def _work(function: int, data: int, parts: int) -> None:
 cast(Any, _work).compile("void(int64, int64, int64)")  # for `share` to call
 
 
+def _lent(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """An array without what counts who refers to it: cores would take that word from one another at each view."""
+    if not isinstance(kind, types.Array):
+        return value
+    array = context.make_array(kind)(context, builder, value)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    return array._getvalue()
+
+
 @emits
 def share(typing: Any, f: Any, arguments: Any, parts: Any) -> Any:
     """Call `f(i, *arguments)` for i = 0 … parts - 1 on all who are free; returns when all is done."""
@@ -221,7 +230,8 @@ def share(typing: Any, f: Any, arguments: Any, parts: Any) -> Any:
         part.linkage = "internal"
         inner = ir.IRBuilder(part.append_basic_block())
         packed = inner.load(inner.inttoptr(part.args[0], values[1].type.as_pointer()))
-        each = [part.args[1], *cgutils.unpack_tuple(inner, packed)]
+        kinds = zip(takes.args[1:], cgutils.unpack_tuple(inner, packed), strict=True)
+        each = [part.args[1], *(_lent(context, inner, kind, value) for kind, value in kinds)]
         status, _ = context.call_internal_no_propagate(inner, result.fndesc, takes, each)
         inner.ret(status.code)
         places = part, cgutils.alloca_once_value(builder, values[1])
