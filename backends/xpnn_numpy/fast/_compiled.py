@@ -10,9 +10,12 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 Host = np.ndarray[Any, Any]
+emits = cast(Callable[[Callable[..., Any]], Any], intrinsic)
+"""Of a function that says which LLVM code a call of it in compiled code becomes."""
 
 
 def compiled(f: F) -> F:

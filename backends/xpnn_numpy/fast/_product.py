@@ -26,9 +26,8 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from xpnn_numpy.fast._compiled import Host, compiled
+from xpnn_numpy.fast._compiled import Host, compiled, emits
 
 FEATURES = binding.get_host_cpu_features()
 BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16
@@ -59,6 +58,47 @@ def moves(context: Any, builder: Any, dtype: Any, size: int = BYTES) -> tuple[An
         builder.store(value, builder.bitcast(place, kind.as_pointer()), align=align)
 
     return load, store, kind
+
+
+def chunk(many: int, more: bool) -> Any:
+    """A function of compiled code: so many values from one place to another, added there where `more`."""
+
+    def typed(typing: Any, x: Any, source: Any, y: Any, target: Any) -> Any:
+        return types.void(x, types.int64, y, types.int64), code
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        x, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 2))
+        load, store, _ = moves(context, builder, kinds[0].dtype, many * kinds[0].dtype.bitwidth // 8)
+        value, place = load(builder.gep(x, [args[1]])), builder.gep(y, [args[3]])
+        store(builder.fadd(load(place), value) if more else value, place)
+        return context.get_dummy_value()
+
+    return emits(typed)
+
+
+@emits
+def add_run(typing: Any, x: Any, source: Any, y: Any, target: Any, length: Any) -> Any:
+    """Add so many values to others: of runs this short a compiler's loop takes longer."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds, int64 = signature.args, ir.IntType(64)
+        x, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 2))
+        x, y, length = builder.gep(x, [args[1]]), builder.gep(y, [args[3]]), args[4]
+
+        def add(at: Any, many: int) -> None:
+            load, store, _ = moves(context, builder, kinds[0].dtype, many * kinds[0].dtype.bitwidth // 8)
+            place = builder.gep(y, [at])
+            store(builder.fadd(load(place), load(builder.gep(x, [at]))), place)
+
+        with cgutils.for_range(builder, builder.lshr(length, int64(4))) as loop:
+            add(builder.shl(loop.index, int64(4)), 16)
+        for many in (8, 4, 2, 1):
+            with builder.if_then(builder.icmp_unsigned("!=", builder.and_(length, int64(many)), int64(0))):
+                add(builder.and_(length, int64(-2 * many)), many)
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, y, types.int64, types.int64), code
 
 
 def _fused(context: Any, builder: Any, kind: Any) -> Any:
@@ -101,7 +141,7 @@ def _run(many: int) -> Any:
             store(builder.fadd(load(place), builder.load(s)), place)
         return context.get_dummy_value()
 
-    return intrinsic(typed)
+    return emits(typed)
 
 
 def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
@@ -171,7 +211,7 @@ def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
                 store(value, pointer(out, v))
         return context.get_dummy_value()
 
-    return intrinsic(typed)
+    return emits(typed)
 
 
 _wide, _narrow, _half = _tile(WIDE, 2), _tile(NARROW, 1), _tile(NARROW, 1, BYTES // 2)

@@ -7,7 +7,7 @@ import numpy as np
 from xpnn_numpy.fast._compiled import Host, compiled
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast.activation import saturated
-from xpnn_numpy.fast.pool import OUT, SIZE, N, divide, mean_lines
+from xpnn_numpy.fast.pool import OUT, SIZE, N, divide, mean_lines, space
 
 LOSER = 255
 """In place of a maximum that ReLU has cut off."""
@@ -94,7 +94,7 @@ def _averaged_back_part(
     part: int, lines: int, parts: int, dmeans: Host, y: Host, g: Host, tanh: bool, dy: Host
 ) -> None:
     (begin, end), c, width = stretch(lines, part, parts), y.shape[1], np.uint64(g[N, 2] * y.shape[1])
-    shares, zero, one = np.empty(g[N, 2] * c, dy.dtype), dy.dtype.type(0), dy.dtype.type(1)
+    shares, zero, one = space(g, c, dy), dy.dtype.type(0), dy.dtype.type(1)
     means, active, d = dmeans.reshape(-1), y.reshape(-1), dy.reshape(-1)
     for line in range(begin, end):
         divide(means, line, g, c, shares)

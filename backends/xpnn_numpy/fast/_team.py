@@ -16,16 +16,14 @@ import atexit
 import os
 import platform
 import threading
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from xpnn_numpy.fast._compiled import compiled
+from xpnn_numpy.fast._compiled import compiled, emits
 
 ALLOWED, LOOKING, OWNED, JOBS, OPEN, FUNCTION, DATA, PARTS, TAKEN, INSIDE, FAILED, ENDED = range(12)
 """The words of the board: how many helpers may come, and how many look; whether somebody shares work; how many jobs
@@ -46,7 +44,6 @@ binding.add_symbol("xpnn_team", _memory.ctypes.data + 8 * _first)  # by name, fo
 _int64, _int32 = ir.IntType(64), ir.IntType(32)
 _part = ir.FunctionType(_int32, [_int64, _int64])
 """A part as helpers call it: the address of the arguments and its number in, 0 out unless it failed."""
-emits = cast(Callable[[Callable[..., Any]], Any], intrinsic)
 
 
 def _at(builder: Any, word: Any) -> Any:

@@ -36,10 +36,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from xpnn.ops._window import Window
-from xpnn_numpy.fast._compiled import Host, compiled
+from xpnn_numpy.fast._compiled import Host, compiled, emits
 from xpnn_numpy.fast._product import BYTES, MOST, WIDE, add_up, moves, multiply, slack, tiled
 from xpnn_numpy.fast._responses import rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
@@ -108,7 +107,7 @@ def _mapped(size: int, to_size: int, combine: Any) -> Any:
                 store(value, place)
         return context.get_dummy_value()
 
-    return intrinsic(typed)
+    return emits(typed)
 
 
 def _b(builder: Any, d: Matrix) -> Matrix:

@@ -22,7 +22,7 @@ from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
 from xpnn_numpy.fast._maxima import fold, follow
-from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_up, multiply, pack, packed, slack, tiled, unpack
+from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_run, add_up, multiply, pack, packed, slack, tiled, unpack
 from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
@@ -248,7 +248,7 @@ def _spread_part(
     image: Host,
 ) -> None:  # fmt: skip
     """Of some images."""
-    (c_out, columns), many, (begin, end) = shape, np.uint64(length), stretch(len(image), part, parts)
+    (c_out, columns), (begin, end) = shape, stretch(len(image), part, parts)
     rows, cols, starts = np.empty(TILES + MOST, np.int64), np.arange(c_out), taps[::length].copy()
     products = np.empty(TILES * columns + slack(columns), dy.dtype)
     for i in range(begin, end):
@@ -258,13 +258,11 @@ def _spread_part(
             for j in range(len(rows)):
                 rows[j] = (i * len(places) + first + min(j, count - 1)) * c_out
             multiply(dy, rows, count, cols, panels, columns, products)
-            a = np.uint64(0)
+            a = 0
             for j in range(count):
                 for start in starts:
-                    b = np.uint64(places[first + j] + start)
-                    for k in range(many):
-                        dx[b + k] += products[a + k]
-                    a += many
+                    add_run(products, a, dx, places[first + j] + start, length)
+                    a += length
 
 
 @compiled

@@ -13,6 +13,7 @@ from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.pool import Backward
 from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._product import chunk
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import pool as numpys
 
@@ -25,6 +26,8 @@ FEW = 8
 """Channels below which NumPy, which goes along image rows, is faster."""
 MOST = 255
 """Taps whose number fits a byte."""
+CHUNK = 8
+"""Values moved at a time, beyond the channels of a pixel too: those that follow are written later."""
 
 
 def max_pool(
@@ -108,6 +111,9 @@ def _places(w: Window) -> tuple[Host, Host]:
     return np.ascontiguousarray(outputs * g[STRIDE] - g[BEFORE]), np.ascontiguousarray(taps * g[DILATION])
 
 
+_copy, _add = chunk(CHUNK, False), chunk(CHUNK, True)
+
+
 @compiled
 def _under(n: Host, image: int, corner: Host, tap: Host) -> int:
     """The pixel under a tap of an output; -1 in the padding."""
@@ -189,8 +195,8 @@ def _mean_part(part: int, lines: int, parts: int, x: Host, g: Host, c: int, y: H
 def mean_lines(begin: int, end: int, x: Host, g: Host, c: int, y: Host) -> None:
     """Line by line of `y`: the image's lines under it are added up along their length, then what is side by side."""
     (_, n1, n2), (k0, k1, k2), (_, o1, o2) = g[N], g[SIZE], g[OUT]
-    width, many, total = np.uint64(n2 * c), np.uint64(c), x.dtype.type(k0 * k1 * k2)
-    sums = np.empty(n2 * c, x.dtype)
+    width, total = np.uint64(n2 * c), x.dtype.type(k0 * k1 * k2)
+    sums, means, row = np.empty(n2 * c + CHUNK, x.dtype), np.empty(o2 * c + CHUNK, x.dtype), np.uint64(o2 * c)
     for line in range(begin, end):
         top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
         for tap in range(k0 * k1):
@@ -202,12 +208,14 @@ def mean_lines(begin: int, end: int, x: Host, g: Host, c: int, y: Host) -> None:
                 for i in range(width):
                     sums[i] = x[start + i]
         for j in range(o2):
-            out, first = np.uint64((line * o2 + j) * c), np.uint64(j * k2 * c)
-            for i in range(many):
-                a = sums[first + i]
+            for i in range(0, c, CHUNK):
+                at, first = j * c + i, j * k2 * c + i
+                _copy(sums, first, means, at)
                 for tap in range(1, k2):
-                    a += sums[first + i + np.uint64(tap * c)]
-                y[out + i] = a / total
+                    _add(sums, first + tap * c, means, at)
+        out = np.uint64(line) * row
+        for i in range(row):
+            y[out + i] = means[i] / total
 
 
 @compiled
@@ -222,7 +230,7 @@ def _spread_part(part: int, lines: int, parts: int, dy: Host, g: Host, c: int, d
     """Line by line of `dy`: its shares are copied to the lines of `dx` below it."""
     begin, end = stretch(lines, part, parts)
     (_, n1, n2), (k0, k1, _), (_, o1, _) = g[N], g[SIZE], g[OUT]
-    width, shares = np.uint64(n2 * c), np.empty(n2 * c, dy.dtype)
+    width, shares = np.uint64(n2 * c), space(g, c, dy)
     for line in range(begin, end):
         divide(dy, line, g, c, shares)
         top = (line // o1 * k0 * n1 + line % o1 * k1) * n2 * c
@@ -233,13 +241,20 @@ def _spread_part(part: int, lines: int, parts: int, dy: Host, g: Host, c: int, d
 
 
 @compiled
+def space(g: Host, c: int, like: Host) -> Host:
+    """For the shares of a line, behind it those of its windows."""
+    return np.empty((g[N, 2] + g[OUT, 2]) * c + 2 * CHUNK, like.dtype)
+
+
+@compiled
 def divide(dy: Host, line: int, g: Host, c: int, shares: Host) -> None:
     """The share in a line of `dy` of what is below it, side by side as in a line of `dx`."""
-    (k0, k1, k2), o2, many = g[SIZE], g[OUT, 2], np.uint64(c)
-    total = dy.dtype.type(k0 * k1 * k2)
+    (k0, k1, k2), o2, behind = g[SIZE], g[OUT, 2], g[N, 2] * c + CHUNK
+    total, many = dy.dtype.type(k0 * k1 * k2), np.uint64(o2 * c)
+    start, to = np.uint64(line) * many, np.uint64(behind)
+    for i in range(many):
+        shares[to + i] = dy[start + i] / total
     for j in range(o2):
-        start = np.uint64((line * o2 + j) * c)
         for tap in range(k2):
-            at = np.uint64((j * k2 + tap) * c)
-            for i in range(many):
-                shares[at + i] = dy[start + i] / total
+            for i in range(0, c, CHUNK):
+                _copy(shares, behind + j * c + i, shares, (j * k2 + tap) * c + i)
