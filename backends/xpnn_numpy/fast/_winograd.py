@@ -53,7 +53,7 @@ LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 192
 MOST_WEIGHTS = 9 << 16
 """Up to which the sums of the gradient of the kernels stay in a cache."""
 Matrix = list[list[Any]]
-_int64 = ir.IntType(64)
+_int64, _bit = ir.IntType(64), ir.IntType(1)
 
 
 @lru_cache(maxsize=4096)
@@ -81,33 +81,82 @@ def before(w: Window) -> tuple[int, int]:
     return above, left
 
 
-def _mapped(size: int, to_size: int, combine: Any) -> Any:
-    """A function of compiled code: a map of `size` × `size` vectors along both of their axes, to others.
+def _from_image(size: int, combine: Any) -> Any:
+    """A function of compiled code: a map of a tile of an image, `size` × `size` vectors, to 4 × 4 others.
 
-    Vector `(i, j)` is read at `start + i·down + j·right`, and written in the same way.
+    Vector `(i, j)` is read at `start + i·down + j·right`; where bit i is not set in `rows`, or j in `columns`, it is
+    outside of the image, and `zeros` are read. What becomes of it is written to `to + (4·i + j)·apart`.
     """
 
-    def typed(typing: Any, x: Any, start: Any, down: Any, right: Any, y: Any, to: Any, below: Any, beside: Any) -> Any:
-        integer = types.int64
-        return types.void(x, integer, integer, integer, y, integer, integer, integer), code
+    def typed(
+        typing: Any, x: Any, start: Any, down: Any, right: Any, rows: Any, columns: Any, zeros: Any, y: Any, to: Any,
+        apart: Any,
+    ) -> Any:  # fmt: skip
+        return types.void(x, *[types.int64] * 5, zeros, y, types.int64, types.int64), code
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4))
+        x, zeros, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 6, 7))
         load, store, _ = moves(context, builder, signature.args[0].dtype)
-
-        def places(data: Any, start: Any, down: Any, right: Any, many: int) -> Matrix:
-            rows = [builder.gep(data, [builder.add(start, builder.mul(down, _int64(i)))]) for i in range(many)]
-            return [[builder.gep(row, [builder.mul(right, _int64(j))]) for j in range(many)] for row in rows]
-
-        _, start, down, right, _, to, below, beside = args
-        half = combine(builder, [[load(place) for place in row] for row in places(x, start, down, right, size)])
-        whole = combine(builder, [list(column) for column in zip(*half, strict=True)])
-        for row, line in zip(places(y, to, below, beside, to_size), zip(*whole, strict=True), strict=True):
-            for place, value in zip(row, line, strict=True):
-                store(value, place)
+        _, start, down, right, rows, columns, _, _, to, apart = args
+        seen = [[builder.trunc(builder.lshr(bits, _int64(i)), _bit) for i in range(size)] for bits in (rows, columns)]
+        places = _places(builder, builder.gep(x, [start]), down, right, size)
+        d = [
+            [
+                load(builder.select(builder.and_(row, column), place, zeros))
+                for column, place in zip(seen[1], line, strict=True)
+            ]
+            for row, line in zip(seen[0], places, strict=True)
+        ]
+        _store(
+            store,
+            _along_both(builder, combine, d),
+            _places(builder, builder.gep(y, [to]), builder.mul(apart, _int64(4)), apart, 4),
+        )
         return context.get_dummy_value()
 
     return emits(typed)
+
+
+@emits
+def _give(
+    typing: Any, m: Any, start: Any, apart: Any, bias: Any, at: Any, y: Any, to: Any, below: Any, beside: Any
+) -> Any:
+    """`Aᵀ m A` of 4 × 4 vectors that lie so far apart, and the bias, to 2 × 2 places of an image."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        m, bias, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 5))
+        load, store, _ = moves(context, builder, signature.args[0].dtype)
+        _, start, apart, _, at, _, to, below, beside = args
+        places = _places(builder, builder.gep(m, [start]), builder.mul(apart, _int64(4)), apart, 4)
+        d = [[load(place) for place in line] for line in places]
+        d[1][1] = builder.fadd(d[1][1], load(builder.gep(bias, [at])))  # it alone goes into all four as it is
+        _store(store, _along_both(builder, _a, d), _places(builder, builder.gep(y, [to]), below, beside, 2))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(m, integer, integer, bias, integer, y, integer, integer, integer), code
+
+
+def _places(builder: Any, first: Any, down: Any, right: Any, many: int) -> Matrix:
+    """Those of `many` × `many` vectors."""
+    rows = [builder.gep(first, [builder.mul(down, _int64(i))]) for i in range(many)]
+    return [[builder.gep(row, [builder.mul(right, _int64(j))]) for j in range(many)] for row in rows]
+
+
+def _along_both(builder: Any, combine: Any, d: Matrix) -> Matrix:
+    """A map along both axes of vectors."""
+    half = combine(builder, d)
+    return _turned(combine(builder, _turned(half)))
+
+
+def _turned(d: Matrix) -> Matrix:
+    return [list(column) for column in zip(*d, strict=True)]
+
+
+def _store(store: Any, values: Matrix, places: Matrix) -> None:
+    for line, row in zip(values, places, strict=True):
+        for value, place in zip(line, row, strict=True):
+            store(value, place)
 
 
 def _b(builder: Any, d: Matrix) -> Matrix:
@@ -131,7 +180,7 @@ def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     return [operation(*pair) for pair in zip(a, b, strict=True)]
 
 
-_take, _give, _spread = _mapped(4, 4, _b), _mapped(4, 2, _a), _mapped(2, 4, _from_a)
+_take, _spread = _from_image(4, _b), _from_image(2, _from_a)
 
 
 @compiled
@@ -213,9 +262,6 @@ def _convolve_part(
         _take_tiles(x, before, (down, across), first, many, v, apart)
         for k in range(16):
             multiply(v[k * apart :], rows, many, cols, panels[k].reshape(-1), c_out, m[k * after :])
-        for t in range(many):  # of Aᵀ m A, m₁₁ alone goes into all four outputs as it is
-            for k in range(c_out):
-                m[5 * after + t * c_out + k] += bias[k]
         i, h, w = first // (down * across), first // across % down, first % across
         for t in range(many):
             start = ((i * oh + 2 * h) * ow + 2 * w) * c_out
@@ -223,11 +269,11 @@ def _convolve_part(
             for k in range(0, c_out, lanes):
                 k = min(k, c_out - lanes)
                 if pooled:
-                    _give(m, t * c_out + k, 4 * after, after, out, t * c_out + k, 2 * many * c_out, many * c_out)
+                    _give(m, t * c_out + k, after, bias, k, out, t * c_out + k, 2 * many * c_out, many * c_out)
                 elif inside:
-                    _give(m, t * c_out + k, 4 * after, after, flat, start + k, ow * c_out, c_out)
+                    _give(m, t * c_out + k, after, bias, k, flat, start + k, ow * c_out, c_out)
                 else:
-                    _give(m, t * c_out + k, 4 * after, after, out, k, 2 * c_out, c_out)
+                    _give(m, t * c_out + k, after, bias, k, out, k, 2 * c_out, c_out)
             if not (pooled or inside):
                 for p in range(min(2, oh - 2 * h)):
                     for q in range(min(2, ow - 2 * w)):
@@ -248,38 +294,23 @@ def _take_tiles(
     """`Bᵀ d B` of some tiles, as sixteen matrices `(tiles, C)` that begin so far apart; around `x` there are zeros."""
     (_, height, width, c), (above, left), (down, across) = x.shape, before, tiles
     i, h, w = first // (down * across), first // across % down, first % across
-    image, lanes, edge = x.reshape(-1), BYTES // x.itemsize, np.empty(16 * c, x.dtype)
+    image, lanes, zeros = x.reshape(-1), BYTES // x.itemsize, np.zeros(BYTES // x.itemsize, x.dtype)
     for t in range(many):
         top, side = 2 * h - above, 2 * w - left
-        start = ((i * height + top) * width + side) * c
-        inside = 0 <= top <= height - 4 and 0 <= side <= width - 4
-        if not inside:
-            _copy_tile(image, start, width * c, c, (-top, height - top), (-side, width - side), 4, edge)
+        start, rows, columns = ((i * height + top) * width + side) * c, _inside(top, height), _inside(side, width)
         for k in range(0, c, lanes):
             k = min(k, c - lanes)  # the last vector repeats some of the one before, and reads nothing behind the image
-            if inside:
-                _take(image, start + k, width * c, c, v, t * c + k, 4 * apart, apart)
-            else:
-                _take(edge, k, 4 * c, c, v, t * c + k, 4 * apart, apart)
+            _take(image, start + k, width * c, c, rows, columns, zeros, v, t * c + k, apart)
         i, h, w = _next(i, h, w, down, across)
 
 
 @compiled
-def _copy_tile(
-    x: Host, start: int, down: int, c: int, rows: tuple[int, int], columns: tuple[int, int], size: int, edge: Host
-) -> None:
-    """A tile of `size` × `size` to `edge`, with zeros but for these rows and columns of it."""
-    many = np.uint64(c)
-    for p in range(size):
-        for q in range(size):
-            to = np.uint64((p * size + q) * c)
-            if rows[0] <= p < rows[1] and columns[0] <= q < columns[1]:
-                at = np.uint64(start + p * down + q * c)
-                for k in range(many):
-                    edge[to + k] = x[at + k]
-            else:
-                for k in range(many):
-                    edge[to + k] = 0
+def _inside(first: int, size: int) -> int:
+    """A bit for each of the four places from `first` on, set where there is one."""
+    bits = 0
+    for i in range(4):
+        bits |= (0 <= first + i < size) << i
+    return bits
 
 
 @compiled
@@ -330,7 +361,7 @@ def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host,
     rows, cols = np.minimum(np.arange(c + MOST), c - 1), np.arange(TILES) * c
     apart, after = TILES * c + 16, TILES * c_out + 16  # no powers of two, which a cache has few places for
     v, m = np.empty(16 * apart, x.dtype), np.zeros(16 * after, x.dtype)
-    space, edge = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.empty(4 * c_out, x.dtype)
+    space, zeros = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.zeros(lanes, x.dtype)
     begin, last_block = stretch(-(-(len(dy) * down * across) // TILES), part, len(sums))
     end = min(last_block * TILES, len(dy) * down * across)
     for first in range(begin * TILES, end, TILES):
@@ -339,15 +370,10 @@ def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host,
         i, h, w = first // (down * across), first // across % down, first % across
         for t in range(many):
             start = ((i * oh + 2 * h) * ow + 2 * w) * c_out
-            inside = 2 * h + 1 < oh and 2 * w + 1 < ow
-            if not inside:
-                _copy_tile(flat, start, ow * c_out, c_out, (0, oh - 2 * h), (0, ow - 2 * w), 2, edge)
+            below, beside = _inside(2 * h, oh), _inside(2 * w, ow)
             for k in range(0, c_out, lanes):
                 k = min(k, c_out - lanes)
-                if inside:
-                    _spread(flat, start + k, ow * c_out, c_out, m, t * c_out + k, 4 * after, after)
-                else:
-                    _spread(edge, k, 2 * c_out, c_out, m, t * c_out + k, 4 * after, after)
+                _spread(flat, start + k, ow * c_out, c_out, below, beside, zeros, m, t * c_out + k, after)
             i, h, w = _next(i, h, w, down, across)
         for k in range(16):
             b = m[k * after : k * after + many * c_out].reshape(many, c_out)
