@@ -10,7 +10,7 @@ import traceback
 
 import numpy as np
 import pytest
-from pieces import IMAGES, LABELS, MODEL, MODELS, assert_same_bits, bits
+from pieces import IMAGES, JOINED, LABELS, MODEL, MODELS, assert_same_bits, bits
 from xpnn_numpy import blas, executor, lanes
 
 import xpnn
@@ -21,6 +21,7 @@ from xpnn.layers import (
     Layer,
     Sequential,
 )
+from xpnn.train.executor import Executor
 
 
 @pytest.fixture(autouse=True, params=["plain", "compiled"])
@@ -96,6 +97,19 @@ def test_gradient_is_that_of_the_whole_batch(monkeypatch, samples, model):
     assert stats.keys() == stats2.keys()
     for path, a in stats.items():
         np.testing.assert_allclose(a, stats2[path], rtol=1e-12)
+
+
+def test_weights_are_prepared_once_for_a_state():
+    trainer = xpnn.Trainer(JOINED, backend="numpy", seed=1).build(IMAGES.shape[1:])
+    executor, first = trainer.executor, trainer._state
+    trainer.fit(IMAGES, LABELS, epochs=1, batch_size=35)
+    second = trainer._state
+    states = first, second, {**first, "stats": second["stats"]}
+    expected = [executor._predicted(Executor.prepared(executor, s), s["stats"], IMAGES) for s in states]
+    assert not np.array_equal(expected[0], expected[2])
+    for i in (0, 1, 1, 2, 0):
+        np.testing.assert_allclose(executor.predict(states[i], IMAGES), expected[i], rtol=1e-5, atol=1e-6)
+        assert executor.prepared(states[i]) is executor.prepared(dict(states[i]))
 
 
 @pytest.mark.usefixtures("small")

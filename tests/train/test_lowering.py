@@ -29,7 +29,7 @@ from xpnn.layers import (
 )
 from xpnn.ops import standard
 from xpnn.random import Stream
-from xpnn.train.lowering import ConvAvgPool, ConvPool, Folded, NormReLU, SumReLU, lower
+from xpnn.train.lowering import ConvAvgPool, ConvPool, Fold, NormReLU, SumReLU, folded, folds, for_prediction, lower
 
 pytestmark = pytest.mark.eager
 
@@ -57,14 +57,18 @@ NETWORKS = {
 }
 
 
-def lowered(model, in_shape, training=True):
+def lowered(model, in_shape):
     weights, stats = model.init(in_shape, Stream(0, "weights"))
     draws = model.draws(in_shape)
-    return lower(model, (weights, stats, [d.path for d in draws]), training=training), weights, stats, draws
+    return lower(model, (weights, stats, [d.path for d in draws])), weights, stats, draws
 
 
-def kinds(model, in_shape=(16, 16, 4), training=True):
-    return [(link.name, type(link.layer)) for link in lowered(model, in_shape, training)[0].links]
+def kinds(model, in_shape=(16, 16, 4)):
+    return named_kinds(lowered(model, in_shape)[0])
+
+
+def named_kinds(program):
+    return [(link.name, type(link.layer)) for link in program.links]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -109,19 +113,23 @@ def test_same_numbers_under_the_same_paths(backend, name, training):
 )
 def test_the_same_predictions_with_norms_folded(backend, layers):
     model, in_shape = Sequential(layers), (7, 8, 2)
-    program, weights, stats, _ = lowered(model, in_shape, training=False)
+    weights, stats = model.init(in_shape, Stream(0, "weights"))
+    program, together = for_prediction(model, (weights, stats, []))
     dtype = "float64" if backend.supports("float64") else "float32"
     w, s = (
         {k: backend.asarray(Stream(0, k).uniform(a.shape, 0.5, 2), dtype) for k, a in part.items()}
         for part in (weights, stats)
     )
     images = backend.asarray(Stream(0, "images").normal((5, *in_shape)), dtype)
-    y, new, _ = program.apply(w, s, images, Run(backend.ops))
+    made = folded(together, w, s)
+    y, _, _ = program.apply(made, s, images, Run(backend.ops))
     expected, _, _ = model.apply(w, s, images, Run(backend.ops))
     np.testing.assert_allclose(
         backend.to_numpy(y), backend.to_numpy(expected), rtol=0, atol=1e-12 if dtype == "float64" else 1e-4
     )
-    assert {k: id(a) for k, a in new.items()} == {k: id(a) for k, a in s.items()}
+    assert bool(together) == (type(layers[0]) is not BatchNorm)
+    assert not any(path.startswith(f"{fold.norm}.") for fold in together for path in made)
+    assert w.keys() == weights.keys()
 
 
 def test_which_norms_are_folded():
@@ -129,8 +137,16 @@ def test_which_norms_are_folded():
         pass
 
     layers = [Conv2D(4, 3), BatchNorm(), ReLU(), MaxPool2D(2), BatchNorm(), Conv2D(4, 3), MyNorm()]
-    expected = [("0", Folded), ("4", BatchNorm), ("5", Conv2D), ("6", MyNorm)]
-    assert kinds(Sequential(layers), training=False) == expected
+    expected = [("0", ConvPool), ("4", BatchNorm), ("5", Conv2D), ("6", MyNorm)]
+    weights, stats = Sequential(layers).init((16, 16, 4), Stream(0, "weights"))
+    program, together = for_prediction(Sequential(layers), (weights, stats, []))
+    assert named_kinds(program) == expected
+    assert together == (Fold("0", "1", 1e-5),)
+    assert program.links[0].weights == (("weight", "0.weight"), ("bias", "0.bias"))
+    nested = Sequential(
+        [Residual(Sequential([Conv2D(2, 3, padding=1), BatchNorm(epsilon=0.1)])), Parallel(Sequential(layers))]
+    )
+    assert list(folds(nested)) == [Fold("0.body.0", "0.body.1", 0.1), Fold("1.0.0", "1.0.1", 1e-5)]
     plain = [("0", Conv2D), ("1", NormReLU), ("3", MaxPool2D), *expected[1:]]
     assert kinds(Sequential(layers)) == plain
 

@@ -25,7 +25,7 @@ from xpnn.losses import Loss
 from xpnn.ops._array import Array
 from xpnn.optim import Optimizer
 from xpnn.random import Stream
-from xpnn.train.lowering import lower
+from xpnn.train.lowering import folded, for_prediction, lower
 
 if TYPE_CHECKING:
     from xpnn.backend import Backend
@@ -53,7 +53,7 @@ class Executor:
         self.draws = tuple(model.draws(in_shape))
         paths = weights, stats, [d.path for d in self.draws]
         self.program = model if standard_only() else lower(model, paths)
-        self.predictor = model if standard_only() else lower(model, paths, training=False)
+        self.predictor, self.folds = (model, ()) if standard_only() else for_prediction(model, paths)
         self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
         self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
 
@@ -132,9 +132,15 @@ class Executor:
         """The model's output for a batch."""
         return self._scores(state, images)
 
+    def prepared(self, state: State) -> dict[str, Array]:
+        """The weights of the `predictor`."""
+        return folded(self.folds, self._tree(state["weights"]), state["stats"])
+
     def _scores(self, state: State, images: Array) -> Array:
-        run = Run(self.backend.ops)
-        return self.predictor.apply(self._tree(state["weights"]), state["stats"], images, run)[0]
+        return self._predicted(self.prepared(state), state["stats"], images)
+
+    def _predicted(self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array) -> Array:
+        return self.predictor.apply(weights, stats, images, Run(self.backend.ops))[0]
 
     def first_not_finite(self, state: State, images: Array, draws: Mapping[str, Array]) -> tuple[str, Layer] | None:
         """Replay the forward pass of a step and find the first layer whose output is not finite."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, TypeGuard, TypeVar
+from typing import ClassVar, NamedTuple, TypeGuard, TypeVar
 
 from xpnn.errors import ShapeError
 from xpnn.layers.activation import ReLU, Tanh
@@ -34,19 +34,25 @@ Paths = tuple[Iterable[str], Iterable[str], Iterable[str]]
 """Of weights, statistics and draws."""
 
 
+def for_prediction(model: Layer, paths: Paths) -> tuple[Layer, tuple[Fold, ...]]:
+    """The same function as `model` where it predicts, of the weights that `folded` makes of its own."""
+    weights, stats, draws = paths
+    together = tuple(folds(model))
+    gone = tuple(f"{fold.norm}." for fold in together)
+    of_convs = {f"{fold.conv}.bias": None for fold in together}
+    left = [path for path in {**dict.fromkeys(weights), **of_convs} if not path.startswith(gone)]
+    return lower(model, (left, [path for path in stats if not path.startswith(gone)], draws), training=False), together
+
+
 def lower(model: Layer, paths: Paths, *, training: bool = True) -> Layer:
-    """The same function as `model`, whose arrays have these paths; for `training`, or for prediction alone."""
+    """The same function as `model`, whose arrays have these paths; not for `training` without norms that are folded."""
     if type(model) is Sequential:
         layers = list(_flat(model))
-        norms = {} if training else dict(_norms(layers))
+        norms = () if training else dict(_norms(layers)).values()
         links = []
-        for name, layer in _joined([(name, layer) for name, layer in layers if name not in norms.values()]):
-            keys, part = list(_keys(name, paths)), lower(layer, _under(name, paths), training=training)
-            if name in norms:
-                part = Folded(part, dict(layers)[norms[name]])
-                for own, its in enumerate(_keys(norms[name], paths)):
-                    keys[own] += tuple((f"norm.{k}", p) for k, p in its)
-            links.append(Link(name, part, *keys))
+        for name, layer in _joined([(name, layer) for name, layer in layers if name not in norms]):
+            part = lower(layer, _under(name, paths), training=training)
+            links.append(Link(name, part, *_keys(name, paths)))
         return Chain(tuple(links))
     if type(model) in (Residual, SumReLU, Parallel):
         assert isinstance(model, Residual | Parallel)
@@ -171,29 +177,45 @@ class SumReLU(Residual):
     relu = True
 
 
-@dataclass(frozen=True, repr=False)
-class Folded(Layer):
-    """A convolution and the batch normalisation after it, for prediction alone.
+class Fold(NamedTuple):
+    """A convolution that takes in the batch normalisation behind it: the paths of both."""
+
+    conv: str
+    norm: str
+    epsilon: float
+
+
+def folds(model: Layer, prefix: str = "") -> Iterator[Fold]:
+    """What becomes one for prediction."""
+    if type(model) is Sequential:
+        layers = dict(_flat(model))
+        for name, after in _norms(list(layers.items())):
+            norm = layers[after]
+            assert isinstance(norm, BatchNorm)
+            yield Fold(prefix + name, prefix + after, norm.epsilon)
+    elif type(model) in (Residual, Parallel):
+        assert isinstance(model, Residual | Parallel)
+        layers = dict(model.parts())
+    else:
+        return
+    for name, layer in layers.items():
+        yield from folds(layer, f"{prefix}{name}.")
+
+
+def folded(together: Iterable[Fold], weights: Arrays, stats: Arrays) -> dict[str, Array]:
+    """The weights with which convolutions do what their normalisations did.
 
     `scale·(W·x + b - mean) + shift` is a convolution, too; see Jacob et al., 2018 (arXiv:1712.05877), section 3.2.
     """
-
-    layer: Layer
-    norm: Layer
-
-    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
-        """The convolution with other weights."""
-        assert isinstance(self.norm, BatchNorm)
-        weight, mean, var = weights["weight"], stats["norm.running_mean"], stats["norm.running_var"]
+    made = dict(weights)
+    for conv, norm, epsilon in together:
+        weight, mean, var = made[f"{conv}.weight"], stats[f"{norm}.running_mean"], stats[f"{norm}.running_var"]
         xp = namespace("batch_norm", weight=weight, var=var)
-        slope = weights["norm.weight"] / xp.sqrt(var + self.norm.epsilon)
-        bias = weights["norm.bias"] + ((weights["bias"] - mean) if "bias" in weights else -mean) * slope
-        folded = weight * xp.reshape(slope, (-1, *(1 for _ in weight.shape[1:])))
-        y, _, backward = self.layer.apply({"weight": folded, "bias": bias}, {}, x, run)
-        return y, dict(stats), backward
-
-    def __repr__(self) -> str:
-        return f"{self.layer!r} and {self.norm!r}"
+        slope, shift = made.pop(f"{norm}.weight") / xp.sqrt(var + epsilon), made.pop(f"{norm}.bias")
+        bias = made[f"{conv}.bias"] - mean if f"{conv}.bias" in made else -mean
+        made[f"{conv}.weight"] = weight * xp.reshape(slope, (-1, *(1 for _ in weight.shape[1:])))
+        made[f"{conv}.bias"] = shift + bias * slope
+    return made
 
 
 def _norms(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, str]]:
