@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from operator import floordiv
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def _convolved(
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
     dense = bias is None and not pool  # most often a normalisation follows, whose gradient has few zeros
     image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
-    y = np.empty((len(x), *(m // p for m, p in zip(w.out, windows, strict=True)), c_out), x.dtype)
+    y = np.empty((len(x), *map(floordiv, w.out, windows), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
     means = np.empty((len(x), *mean.out, c_out) if mean else (0, c_out), x.dtype)
     g = grid(mean) if mean else NO_GRID
