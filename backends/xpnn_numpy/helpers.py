@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 1.0
 """Seconds of computing, after which helpers are started."""
-AWAKE = 2e-4
-"""Seconds in which an answer is waited for awake: to be woken takes some 25 µs."""
+AWAKE = 2e-3
+"""Seconds in which a message is waited for awake: who hands one to a sleeper takes 130 µs longer."""
 HEAD, HELLO, ALIGNED = 8, b"!", 64
 POSSIBLE = hasattr(os, "memfd_create") and Path(sys.executable or "").name.startswith("python")
 """Whether there is memory without a name, and an interpreter that can be started."""
