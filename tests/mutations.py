@@ -183,6 +183,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "in made else -mean",
         "in made else 0 * mean",
     ),
+    "helpers predict with weights that are not folded": (
+        "tests/backends/test_numpy_helpers.py",
+        "backends/xpnn_numpy/executor.py",
+        'hand("scores", helpers.known[self], *given, part, its)',
+        'hand("scores", helpers.known[self], self._tree(state["weights"]), given[1], part, its)',
+    ),
     "compiled: runs of two are not added": (
         "tests/backends/test_numpy_team.py",
         "backends/xpnn_numpy/fast/_product.py",

@@ -69,6 +69,7 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
+        self._prepared = [], {}
         flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
         finite = bool(state["finite"]) and isfinite(loss)
         if finite:
@@ -126,10 +127,11 @@ class PiecesExecutor(Executor):
         return _sum(flats), *rest
 
     def prepared(self, state: State) -> dict[str, Array]:
-        """As the plain one, once for a state: small batches take no longer than that."""
+        """As the plain one, once for a state, whose arrays nobody writes to: small batches take no longer than that."""
         of = [state["weights"], *state["stats"].values()]
         before, made = self._prepared
         if len(of) != len(before) or any(a is not b for a, b in zip(of, before, strict=True)):
+            self._prepared = [], {}  # which need not be there beside the new ones
             made = super().prepared(state)
             self._prepared = of, made
         return made

@@ -85,6 +85,7 @@ def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads, lanes)
     found = fitted(trainer)
     assert asked.count("lanes") == 4 * (threads - 1)
     assert asked.count("scores") == threads - 1
+    assert len(helpers.all) == 2  # none has failed, whose part threads would do
     monkeypatch.setenv("XPNN_THREADS", "1")
     del asked[:]
     assert_same_bits(found, fitted(trainer_of(MODELS[model])))

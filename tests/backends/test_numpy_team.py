@@ -318,15 +318,15 @@ def _count(typing, x):
 
 
 @numba.njit
-def _note_part(part, x, places):
-    places[part] = _count(x[part % 4])
+def _note_part(part, x, pair, places):
+    places[part] = _count(x[part % 4]) | _count(pair[1])
 
 
 @numba.njit(nogil=True)
 def _note(x, places):
     own = x.copy()
     places[8] = _count(own)
-    share(_note_part, (own, places), 8)
+    share(_note_part, (own, (0, own), places), 8)
 
 
 def test_who_comes_second_works_alone():

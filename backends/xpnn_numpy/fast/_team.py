@@ -207,7 +207,10 @@ cast(Any, _work).compile("void(int64, int64, int64)")  # for `share` to call
 
 
 def _lent(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """An array without what counts who refers to it: cores would take that word from one another at each view."""
+    """Arrays without what counts who refers to them: cores would take that word from one another at each view."""
+    if isinstance(kind, types.BaseTuple):
+        values = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(builder, kind, [_lent(context, builder, *each) for each in values])
     if not isinstance(kind, types.Array):
         return value
     array = context.make_array(kind)(context, builder, value)

@@ -45,7 +45,7 @@ def for_prediction(model: Layer, paths: Paths) -> tuple[Layer, tuple[Fold, ...]]
 
 
 def lower(model: Layer, paths: Paths, *, training: bool = True) -> Layer:
-    """The same function as `model`, whose arrays have these paths; not for `training` without norms that are folded."""
+    """The same function as `model`, whose arrays have these paths; not for `training` it is `for_prediction`'s."""
     if type(model) is Sequential:
         layers = list(_flat(model))
         norms = () if training else dict(_norms(layers)).values()
