@@ -81,6 +81,25 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride",
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1])[::-1], stride",
     ),
+    "a shortcut without gradient": (VALUES, "src/xpnn/ops/joined.py", "(*dshortcut, None)[0]", "None"),
+    "a joined shortcut ends the way back": (
+        "tests/train/test_lowering.py",
+        "src/xpnn/train/lowering.py",
+        "run.ops.add(dx, dshort)[0] if",
+        "dx if",
+    ),
+    "the kernel's ReLU forgets the shortcut's block": (
+        "tests/backends/test_numpy_tiles.py",
+        "backends/xpnn_numpy/kernels/joined.py",
+        "np.add(part, shortcut[block], out=part)",
+        "np.add(part, shortcut[: len(part), : part.shape[1]], out=part)",
+    ),
+    "compiled: a tile adds the shortcut of another": (
+        "tests/backends/test_numpy_fast.py::test_relu_of_responses",
+        "backends/xpnn_numpy/fast/_winograd.py",
+        "_places(builder, builder.gep(other, [to]), below, beside, 2)",
+        "_places(builder, other, below, beside, 2)",
+    ),
     "tied phases: the last gets the gradient": (
         VALUES,
         "src/xpnn/ops/joined.py",

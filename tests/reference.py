@@ -246,6 +246,10 @@ def binary_cross_entropy(logits, target):
     return sum(map(loss, logits.reshape(-1), target.reshape(-1)))
 
 
+def conv_relu(x, weight, bias=None, shortcut=None, **options):
+    return np.maximum(conv(x, weight, bias, **options) + (0 if shortcut is None else shortcut), 0)
+
+
 def conv_pool(x, weight, bias=None, *, pool, relu=False, **options):
     y = max_pool(conv(x, weight, bias, **options), window=pool)
     return np.maximum(y, 0) if relu else y
@@ -263,6 +267,7 @@ VALUES = {
     "col2im": col2im,
     "conv": conv,
     "conv_transpose": conv_transpose,
+    "conv_relu": conv_relu,
     "conv_pool": conv_pool,
     "conv_avg_pool": conv_avg_pool,
     "dense": dense,

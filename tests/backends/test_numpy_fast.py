@@ -126,6 +126,57 @@ def test_tiles_give_the_plain_sum(dtype, options, padding, biased):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((4, 17, 18, 70), (37, 3, 3, 70), {"padding": 1}),
+        ((9, 16, 16, 16), (16, 3, 3, 16), {"padding": ((0, 2), (1, 1))}),
+        ((5, 17, 18, 7), (9, 3, 2, 7), {"stride": (2, 1)}),
+        ((2, 7, 8, 70), (64, 3, 3, 70), {"padding": 1}),
+        ((1, 300, 4), (33, 2, 4), {"dilation": 3}),
+        ((2, 3, 4, 5, 6, 2), (3, 2, 1, 2, 2, 2), {}),
+    ],
+    ids=["tiles", "whole tiles", "blocks", "more weights than inputs", "1d", "4d"],
+)
+def test_relu_of_responses(dtype, biased, shortcut, shape, kernel, options):
+    pytest.importorskip("numba")
+    ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(s).astype(dtype) for s in (shape, kernel, kernel[:1]))
+    bias = bias if biased else None
+    responses = Ops({}).conv(x, weight, bias, **options)[0].shape
+    other, dy = (rng.standard_normal(responses).astype(dtype) for _ in range(2))
+    arrays = (x, weight, bias, 10 * other if shortcut else None)
+    y, backward = ops.conv_relu(*arrays, **options)
+    expected, plain = Ops({}).conv_relu(*arrays, **options)
+    assert y.min() == 0
+    for one, other in zip((y, *backward(dy)), (expected, *plain(dy)), strict=True):
+        if other is None:
+            assert one is None
+            continue
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+    assert backward(dy, input_gradient=False)[0] is None
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8, 32), (1, 4, 4, 2)], ids=["tiles", "blocks"])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_relu_lets_nan_through(shape, shortcut):
+    pytest.importorskip("numba")
+    x, c = np.ones(shape, np.float32), shape[-1]
+    x[0, 1, 1, 0] = np.nan
+    weight, other = np.full((c, 3, 3, c), -1, np.float32), np.zeros(shape, np.float32)
+    other[0, -1, -1, 1] = np.nan
+    y, _ = xpnn.backend.get("numpy").ops.conv_relu(x, weight, None, other if shortcut else None, padding=1)
+    expected = np.zeros(shape, np.float32)
+    expected[0, :3, :3] = np.nan
+    if shortcut:
+        expected[0, -1, -1, 1] = np.nan
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("options", [{}, {"pool": 2}, {"pool": 3, "relu": True}], ids=["conv", "pool", "relu"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("c", "c_out"), [(70, 64), (35, 131)])
@@ -243,19 +294,43 @@ def fast_kernels():
     return fast.KERNELS
 
 
-@pytest.mark.parametrize("op", ["conv", "conv_pool", "conv_avg_pool"])
+REFUSING = {  # op: how many arrays it takes, options, whether the output is kept for the gradient
+    "conv": (2, {}, False),
+    "conv_relu": (2, {}, True),
+    "conv_pool": (2, {"pool": 2}, False),
+    "conv_avg_pool": (2, {"pool": 2, "activation": "tanh"}, False),
+    "max_pool": (1, {"window": 2}, False),
+    "avg_pool": (1, {"window": 2}, False),
+    "relu": (1, {}, True),
+    "tanh": (1, {}, True),
+}
+
+
+@pytest.mark.parametrize("op", REFUSING)
 def test_backward_of_another_shape_is_refused_and_responses_are_let_go(op):
     pytest.importorskip("numba")
-    options = {"conv": {}, "conv_pool": {"pool": 2}, "conv_avg_pool": {"pool": 2, "activation": "tanh"}}[op]
-    x, weight = np.ones((4, 8, 8, 3), np.float32), np.ones((5, 3, 3, 3), np.float32)
-    y, backward = getattr(Ops(fast_kernels()), op)(x, weight, **options)
+    arrays, options, needed = REFUSING[op]
+    given = [np.ones((4, 8, 8, 32), np.float32), np.ones((5, 3, 3, 32), np.float32)][:arrays]
+    y, backward = getattr(Ops(fast_kernels()), op)(*given, **options)
     for n in (1, 5):
         with pytest.raises(ShapeError, match=rf"^{op}: dy has shape .*; expected that of the output, \(4, "):
             backward(np.ones((n, *y.shape[1:]), np.float32))
+    assert backward(np.ones(y.shape, np.float64).tolist())[0].dtype == np.float32
     kept = weakref.ref(y)
     del y
     gc.collect()
-    assert kept() is None
+    assert (kept() is None) != needed
+
+
+def test_backward_of_another_shape_is_refused_behind_several_arrays():
+    pytest.importorskip("numba")
+    ops, x, row = Ops(fast_kernels()), np.ones((4, 6, 5), np.float32), np.ones(5, np.float32)
+    for op, (_, backward) in {
+        "add": ops.add(x, x, relu=True),
+        "batch_norm": ops.batch_norm(x, row, row, row, row, training=True),
+    }.items():
+        with pytest.raises(ShapeError, match=rf"^{op}: dy has shape \(1, 6, 5\); expected .* \(4, 6, 5\)"):
+            backward(x[:1])
 
 
 @pytest.mark.parametrize("weight", [3, np.float32(3), np.array(3, np.float32), [[1.0]]], ids=repr)

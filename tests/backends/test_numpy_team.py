@@ -35,6 +35,9 @@ OPS = [  # shapes large enough to be cut in every way there is
     ("conv", [(9, 32, 32, 3), (16, 3, 3, 3), (16,)], {"stride": 2, "padding": 1}),
     ("conv", [(9, 14, 14, 6), (16, 5, 5, 6), (16,)], {"dilation": (1, 2)}),
     ("conv", [(3, 6, 9, 9, 4), (5, 3, 3, 3, 4), (5,)], {"padding": ((2, 0), (1, 0), (0, 1))}),
+    ("conv_relu", [(9, 16, 16, 16), (16, 3, 3, 16), (16,), (9, 16, 16, 16)], {"padding": 1}),
+    ("conv_relu", [(9, 14, 14, 6), (16, 5, 5, 6), (16,), (9, 10, 10, 16)], {}),
+    ("conv_relu", [(1, 8, 8, 64), (64, 3, 3, 64), (64,), (1, 8, 8, 64)], {"padding": 1}),
     ("conv_pool", [(32, 28, 28, 1), (32, 3, 3, 1), (32,)], {"pool": 2, "relu": True}),
     ("conv_pool", [(16, 13, 13, 32), (64, 3, 3, 32), (64,)], {"pool": 2}),
     ("conv_pool", [(1, 26, 26, 32), (64, 3, 3, 32), (64,)], {"pool": 2, "relu": True}),
@@ -142,13 +145,13 @@ def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
         w = window("conv", (size, 11), (3, 3), 1, "same", 1)
         places, taps = _windows.forward(w, pool or (1, 1), 4)
         image = convolution._padded(np.ones((1, size, 11, 4), dtype), w.pads)
-        weight, nothing = np.ones((len(taps), c_out), dtype), np.zeros(0, dtype)
+        weight, nothing = np.ones((len(taps), c_out), dtype), (np.zeros(0, dtype), False, np.zeros((0, c_out), dtype))
         rows = places.shape[1]
         beyond = np.full(rows * c_out + 100, 7, dtype)
         place = np.zeros((rows if pool else 0, c_out), np.uint8)
         y = beyond[: rows * c_out].reshape(rows, c_out)
         unaveraged = NO_GRID, False, np.empty((0, c_out), dtype)
-        convolution._forward(image, places, taps, weight, nothing, False, y, place, unaveraged)
+        convolution._forward(image, places, taps, weight, nothing, y, place, unaveraged)
         assert (beyond[rows * c_out :] == 7).all()
         assert y.max() == 36
 
@@ -159,13 +162,14 @@ def test_no_part_takes_means_of_what_another_makes():
 
     w, means = window("conv", (23, 37), 2, 1, "valid", 1), window("pool", (22, 36), (11, 4), (11, 4), "valid", 1)
     places, taps = _windows.forward(w, (1, 1), 2)
-    image, weight, nothing = drawn("x", (9, 23 * 37 * 2)), drawn("weight", (len(taps), 16)), np.zeros(0, np.float32)
+    image, weight = drawn("x", (9, 23 * 37 * 2)), drawn("weight", (len(taps), 16))
+    nothing = np.zeros(0, np.float32), False, np.zeros((0, 16), np.float32)
     for _ in range(5):
         with team.sharing(2):
             come(2)
             y, averaged = np.full((9 * 22 * 36, 16), np.nan, np.float32), np.full((9 * 2 * 9, 16), np.nan, np.float32)
             place, on = np.zeros((0, 16), np.uint8), (pool.grid(means), True, averaged)
-            convolution._forward(image, places, taps, weight, nothing, False, y, place, on)
+            convolution._forward(image, places, taps, weight, nothing, y, place, on)
         expected = y.reshape(9, 2, 11, 9, 4, 16).mean((2, 4)).reshape(-1, 16)
         np.testing.assert_allclose(averaged, expected, rtol=0, atol=1e-6)
 
@@ -187,9 +191,11 @@ def test_runs_of_any_length(dtype, count):
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    ("pooled", "relu", "more"), [(False, False, 0), (True, False, 0), (False, True, 0), (False, True, 2)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_tiles_end_with_the_outputs(pooled, dtype):
+def test_tiles_end_with_the_outputs(pooled, relu, more, dtype):
     from xpnn_numpy.fast import _winograd
 
     weight, bias = np.ones((33, 9, 35), dtype), np.ones(33, dtype)
@@ -198,12 +204,13 @@ def test_tiles_end_with_the_outputs(pooled, dtype):
         size = int(np.prod(shape))
         beyond, place = np.full(size + 100, 7, dtype), np.zeros((size // 33 if pooled else 0, 33), np.uint8)
         image, y = np.ones((3, h, w, 35), dtype), beyond[:size].reshape(shape)
-        _winograd.convolve(image, (1, 1), weight, False, bias, False, y, place)
+        shortcut = np.full(size if more else 0, more, dtype)
+        _winograd.convolve(image, (1, 1), weight, False, bias, relu, shortcut, y, place)
         assert (beyond[size:] == 7).all()
-        assert y.max() == 9 * 35 + 1
+        assert y.max() == 9 * 35 + 1 + more
         if not pooled:
-            assert (y[:, 1:-1, 1:-1] == 9 * 35 + 1).all()
-            assert (y[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 4 * 35 + 1).all()
+            assert (y[:, 1:-1, 1:-1] == 9 * 35 + 1 + more).all()
+            assert (y[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 4 * 35 + 1 + more).all()
 
 
 def test_an_empty_batch_has_no_gradient():

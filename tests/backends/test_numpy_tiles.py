@@ -68,6 +68,22 @@ def test_tiles_give_the_plain_sum(many, shape, kernel, options, pool, biased, dt
     assert backward(dy.astype(dtype), input_gradient=False)[0] is None
 
 
+@pytest.mark.parametrize("column_bytes", [1, 3000, 1 << 21], ids="blocks of {} bytes".format)
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_relu_of_tiles(many, dtype, shortcut, column_bytes):
+    x, weight, bias, dy = (numbers(*s, dtype=dtype) for s in [(3, 8, 7, 5), (6, 3, 3, 5), (6,), (3, 8, 7, 6)])
+    arrays = [x, weight, bias, numbers(3, 8, 7, 6, seed=1, dtype=dtype) if shortcut else None]
+    expected, back = STANDARD.conv_relu(*arrays, padding=1)
+    y, backward = Ops(KERNELS, column_bytes).conv_relu(*arrays, padding=1)
+    assert many
+    for one, other in zip((y, *backward(dy)), (expected, *back(dy)), strict=True):
+        if other is None:
+            assert one is None
+        else:
+            np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -90,12 +106,13 @@ def test_they_spread_nothing_beyond_a_kernel(value, pooled):
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("pooled", [False, True])
-def test_a_gradient_of_zeros_alone_is_zero(many, pooled, padding):
+@pytest.mark.parametrize(("pooled", "relu"), [(False, False), (False, True), (True, False)])
+def test_a_gradient_of_zeros_alone_is_zero(many, pooled, relu, padding):
     """A line of the kernel that sees none but zeros: behind a pool, or ReLU and a bias, `dy` is sparse."""
     x, weight, bias = numbers(24, 6, 6, 4), numbers(5, 3, 3, 4, seed=1), numbers(5, seed=2)
     x[:, 2 : 4 if pooled else 3] = 0
-    op, options = ("conv_pool", {"pool": 2}) if pooled else ("conv", {})
+    op, options = ("conv_pool", {"pool": 2}) if pooled else ("conv_relu" if relu else "conv", {})
+    bias = None if relu else bias
     y, backward = getattr(OPS, op)(x, weight, bias, padding=padding, **options)
     _, back = getattr(STANDARD, op)(x, weight, bias, padding=padding, **options)
     for line in range(y.shape[1]):

@@ -80,6 +80,15 @@ def test_nan_comes_out_of_a_joined_pool(backend, place, relu):
     assert np.isnan(backend.to_numpy(y)).all()
 
 
+@pytest.mark.parametrize("at", ["x", "shortcut"])
+def test_nan_comes_out_of_a_joined_relu(backend, at):
+    arrays = {name: np.ones((1, 2, 2, 1), dtype=np.float32) for name in ("x", "shortcut")}
+    arrays[at][0, 0, 1, 0] = np.nan
+    x, shortcut = map(backend.asarray, arrays.values())
+    y, _ = backend.ops.conv_relu(x, backend.asarray(np.ones((1, 1, 1, 1), dtype=np.float32)), None, shortcut)
+    assert np.isnan(backend.to_numpy(y)).reshape(-1).tolist() == [False, True, False, False]
+
+
 def test_long_sums_keep_their_digits(backend):
     """10⁵ terms added one after the other lose 7 bits; in blocks none to speak of."""
     x = np.full((100_003, 2), 0.1, dtype=np.float32)

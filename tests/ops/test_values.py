@@ -89,6 +89,20 @@ def test_joined_is_one_after_the_other(case):
             np.testing.assert_allclose(expected.values[name], gradient, rtol=1e-11, atol=1e-12)
 
 
+@named([c for c in OPS if c.subject == "conv_relu"])
+def test_joined_relu_is_one_after_the_other(case):
+    expected, (x, weight, bias, shortcut) = parity.expected(case), case.arrays().values()
+    responses, conv_backward = ops.conv(x, weight, bias, **case.options)
+    y, relu_backward = ops.relu(responses if shortcut is None else responses + shortcut)
+    (d,) = relu_backward(expected.dy)
+    np.testing.assert_array_equal(expected.values["y"], y)
+    assert np.mean(y == 0) > 0.2
+    gradients = *conv_backward(d), None if shortcut is None else d
+    for name, gradient in zip(("dx", "dweight", "dbias", "dshortcut"), gradients, strict=True):
+        if gradient is not None:
+            np.testing.assert_array_equal(expected.values[name], gradient)
+
+
 @named([c for c in OPS if c.subject == "conv_avg_pool"])
 def test_joined_means_are_one_after_the_other(case):
     expected, options = parity.expected(case), dict(case.options)

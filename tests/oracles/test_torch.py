@@ -54,6 +54,11 @@ def col2im(columns, *, spatial, kernel, stride=1, padding=None, dilation=1):
     return y[(slice(None), *(slice(a, a + n) for n, (a, _) in zip(spatial, around, strict=True)))]
 
 
+def conv_relu(x, weight, bias, shortcut, **options):
+    y = conv(x, weight, bias, **options)
+    return F.relu(y if shortcut is None else y + shortcut)
+
+
 def conv_pool(x, weight, bias, *, pool, relu=False, **options):
     y = max_pool(conv(x, weight, bias, **options), window=pool)
     return F.relu(y) if relu else y
@@ -114,6 +119,7 @@ THEIRS = {
     "col2im": col2im,
     "conv": conv,
     "conv_transpose": conv_transpose,
+    "conv_relu": conv_relu,
     "conv_pool": conv_pool,
     "conv_avg_pool": conv_avg_pool,
     "dense": F.linear,
@@ -149,7 +155,7 @@ def has_counterpart(case):
     if case.subject not in THEIRS or case.name.endswith("labels-out-of-range"):
         return False
     padding, stride = case.options.get("padding", 0), case.options.get("stride", 1)
-    if case.subject in ("conv", "conv_pool", "conv_avg_pool"):
+    if case.subject in ("conv", "conv_relu", "conv_pool", "conv_avg_pool"):
         return padding != "same" or stride == 1
     if case.subject == "avg_pool" and "dilation" in case.options:
         return False

@@ -29,7 +29,19 @@ from xpnn.layers import (
 )
 from xpnn.ops import standard
 from xpnn.random import Stream
-from xpnn.train.lowering import ConvAvgPool, ConvPool, Fold, NormReLU, SumReLU, folded, folds, for_prediction, lower
+from xpnn.train.lowering import (
+    ConvAvgPool,
+    ConvPool,
+    ConvReLU,
+    ConvSumReLU,
+    Fold,
+    NormReLU,
+    SumReLU,
+    folded,
+    folds,
+    for_prediction,
+    lower,
+)
 
 pytestmark = pytest.mark.eager
 
@@ -52,6 +64,20 @@ NETWORKS = {
         ),
         (7, 6, 2),
     ),
+    "blocks": (
+        Sequential(
+            [
+                Residual(Sequential([Conv2D(2, 3, padding=1), ReLU(), BatchNorm(), Conv2D(2, 1, bias=False)])),
+                ReLU(),
+                Residual(Sequential([Conv2D(3, 3, stride=2, padding=1)]), Sequential([Conv2D(3, 1, stride=2)])),
+                ReLU(),
+                Residual(Sequential([Tanh(), Conv2D(3, 1), Dropout(0.3), Conv2D(3, 1)]), BatchNorm()),
+                ReLU(),
+            ]
+        ),
+        (5, 6, 2),
+    ),
+    "a block of one convolution": (Sequential([Residual(Sequential([Conv2D(2, 1)])), ReLU()]), (3, 4, 2)),
     "no-weights": (Sequential([ReLU(), Flatten()]), (3, 2)),
     "a layer": (Dense(3), (4,)),
 }
@@ -87,11 +113,11 @@ def test_same_numbers_under_the_same_paths(backend, name, training):
         dx, dweights = backward(backend.asarray(Stream(0, "dy").normal(tuple(y.shape)), dtype))
         none, again = backward(backend.asarray(np.ones(tuple(y.shape)), dtype), input_gradient=False)
         assert none is None
-        assert again.keys() == dweights.keys()
-        results.append({"y": y, "dx": dx} | new | {f"d{k}": g for k, g in dweights.items()})
+        gradients = {f"{which} d{k}": g for which, all_ in (("", dweights), ("again", again)) for k, g in all_.items()}
+        results.append({"y": y, "dx": dx} | new | gradients)
     found, expected = ({k: backend.to_numpy(a) for k, a in r.items()} for r in reversed(results))
     assert found.keys() == expected.keys()
-    assert {f"d{k}" for k in weights} <= found.keys()
+    assert {f"{which} d{k}" for k in weights for which in ("", "again")} <= found.keys()
     tolerance = 1e-11 if dtype == "float64" else 2e-5
     for key, a in found.items():
         np.testing.assert_allclose(a, expected[key], rtol=tolerance, atol=tolerance, err_msg=key)
@@ -107,6 +133,7 @@ def test_same_numbers_under_the_same_paths(backend, name, training):
             Residual(Sequential([Conv2D(2, 3, padding=1), BatchNorm()])),
             Parallel(Sequential([Conv2D(3, 1), BatchNorm()])),
         ],
+        [Residual(Sequential([Conv2D(2, 3, padding=1), BatchNorm(), ReLU(), Conv2D(2, 1), BatchNorm()])), ReLU()],
         [BatchNorm(), Conv2D(4, 3), ReLU(), BatchNorm()],
     ],
     ids=str,
@@ -160,7 +187,10 @@ def test_which_norms_are_folded():
         ([Conv2D(4, 3, stride=2, padding="same", bias=False), MaxPool2D((2, 1), (2, 1))], [("0", ConvPool)]),
         ([Sequential([Conv2D(4, 3)]), Sequential([ReLU(), MaxPool2D(2)])], [("0.0", ConvPool)]),
         ([Conv2D(4, 3), Tanh(), MaxPool2D(2)], [("0", Conv2D), ("1", Tanh), ("2", MaxPool2D)]),
-        ([Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2)], [("0", Conv2D), ("1", ReLU), ("2", ReLU), ("3", MaxPool2D)]),
+        ([Conv2D(4, 3), ReLU(), ReLU(), MaxPool2D(2)], [("0", ConvReLU), ("2", ReLU), ("3", MaxPool2D)]),
+        ([Conv2D(4, 3), Sequential([ReLU()])], [("0", ConvReLU)]),
+        ([Conv2D(4, 3), ReLU(), AvgPool2D(3, stride=2)], [("0", ConvReLU), ("2", AvgPool2D)]),
+        ([Conv2D(4, 3, groups=2), ReLU()], [("0", Conv2D), ("1", ReLU)]),
         ([Conv2D(4, 3), AvgPool2D(2)], [("0", Conv2D), ("1", AvgPool2D)]),
         ([Conv2D(4, 3), Tanh(), AvgPool2D(2), Tanh()], [("0", ConvAvgPool), ("3", Tanh)]),
         ([Sequential([Conv2D(4, 3), ReLU()]), AvgPool2D((2, 1))], [("0.0", ConvAvgPool)]),
@@ -181,6 +211,16 @@ def test_which_norms_are_folded():
         ([BatchNorm(), Tanh()], [("0", BatchNorm), ("1", Tanh)]),
         ([Residual(Tanh()), ReLU(), ReLU()], [("0", SumReLU), ("2", ReLU)]),
         ([Residual(Tanh()), Tanh()], [("0", Residual), ("1", Tanh)]),
+        ([Residual(Sequential([Tanh(), Conv2D(4, 1)])), ReLU()], [("0", ConvSumReLU)]),
+        (
+            [Residual(Sequential([Sequential([Conv2D(4, 1)])]), Tanh()), ReLU(), ReLU()],
+            [("0", ConvSumReLU), ("2", ReLU)],
+        ),
+        ([Residual(Sequential([Conv2D(4, 1), Tanh()])), ReLU()], [("0", SumReLU)]),
+        ([Residual(Sequential([Conv2D(4, 1), ReLU()])), ReLU()], [("0", SumReLU)]),
+        ([Residual(Sequential([Conv2D(4, 1, groups=2)])), ReLU()], [("0", SumReLU)]),
+        ([Residual(Sequential([])), ReLU()], [("0", SumReLU)]),
+        ([Residual(Sequential([Conv2D(4, 1)]))], [("0", Residual)]),
         ([Conv2D(4, 3)], [("0", Conv2D)]),
         ([], []),
     ],
@@ -214,6 +254,8 @@ def test_a_class_of_ones_own_is_left_as_it_is():
     mine = Mine([Conv2D(4, 3), MaxPool2D(2)])
     assert lowered(mine, (8, 8, 1))[0] is mine
     assert kinds(Sequential([MyConv(4, 3), MaxPool2D(2)])) == [("0", MyConv), ("1", MaxPool2D)]
+    assert kinds(Sequential([MyConv(4, 3), ReLU()])) == [("0", MyConv), ("1", ReLU)]
+    assert kinds(Sequential([Residual(Sequential([MyConv(4, 1)])), ReLU()])) == [("0", SumReLU)]
     own = [Conv2D(4, 3), MyTanh(), AvgPool2D(2)]
     assert kinds(Sequential(own)) == [("0", Conv2D), ("1", MyTanh), ("2", AvgPool2D)]
     assert kinds(Sequential([MyNorm(), ReLU()])) == [("0", MyNorm), ("1", ReLU)]
@@ -237,6 +279,21 @@ def test_an_error_names_what_is_joined_with_a_relu():
     program, weights, stats, _ = lowered(Sequential(layers[:2]), (8, 8, 4))
     with pytest.raises(ShapeError, match=r"layer 0 \(BatchNorm\(epsilon=0.1\) and ReLU\(\)\): batch_norm: x has 3 ch"):
         program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+    program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), ReLU()]), (8, 8, 4))
+    with pytest.raises(ShapeError, match=r"layer 0 \(Conv2D\(4, 3\) and ReLU\(\)\): conv_relu: x has 3 channels"):
+        program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
+    body = Sequential([Conv2D(4, 1), Conv2D(4, 2, padding="same")])
+    program, weights, stats, _ = lowered(
+        Sequential([Residual(body, Sequential([AvgPool2D(1, stride=2)])), ReLU()]), (1, 1, 4)
+    )
+    where = r"layer 0 \(Residual\(…\) and ReLU\(\)\), layer body.1 \(Conv2D\(4, 2, padding='same'\)\)"
+    with pytest.raises(ShapeError, match=rf"{where}: conv_relu: the shortcut has shape \(2, 3, 4, 4\)"):
+        program.apply(weights, stats, np.zeros((2, 6, 8, 4)), Run(standard))
+    program, weights, stats, _ = lowered(Sequential([Residual(body)]), (1, 1, 4))
+    with pytest.raises(
+        ShapeError, match=r"layer 0, layer body \(Sequential\(\[…\]\)\), layer 0 \(Conv2D\(4, 1\)\): conv: "
+    ):
+        program.apply(weights, stats, np.zeros((2, 6, 8, 3)), Run(standard))
     kernel = {"0.body.weight": np.ones((4, 3, 3, 4))}
     program = lower(Sequential(layers[2:]), (kernel, {}, {}))
     with pytest.raises(ShapeError, match=r"layer 0: the body makes \(6, 6, 4\) of"):

@@ -18,7 +18,7 @@ import numba
 
 from xpnn_numpy.fast._team import team
 from xpnn_numpy.fast.activation import add, relu, tanh
-from xpnn_numpy.fast.convolution import conv, conv_avg_pool, conv_pool
+from xpnn_numpy.fast.convolution import conv, conv_avg_pool, conv_pool, conv_relu
 from xpnn_numpy.fast.linear import dense
 from xpnn_numpy.fast.loss import softmax_cross_entropy
 from xpnn_numpy.fast.norm import batch_norm
@@ -31,6 +31,7 @@ COMPILER = f"numba {numba.__version__}"
 sharing = team.sharing
 KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
+    "conv_relu": conv_relu,
     "conv_pool": conv_pool,
     "conv_avg_pool": conv_avg_pool,
     "dense": dense,

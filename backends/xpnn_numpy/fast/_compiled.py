@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numba.extending import intrinsic
 
+from xpnn.errors import ShapeError
+
 F = TypeVar("F", bound=Callable[..., Any])
 Host = np.ndarray[Any, Any]
 emits = cast(Callable[[Callable[..., Any]], Any], intrinsic)
@@ -43,3 +45,11 @@ def plain(x: Host) -> Host:
     """`x`, contiguous and writable: each other kind of array would be compiled for anew."""
     x = np.ascontiguousarray(x)
     return x.view(np.ndarray) if x.flags.writeable else np.array(x)
+
+
+def fitting(op: str, dy: Host, shape: tuple[int, ...], dtype: Any) -> Host:
+    """`dy` as compiled code takes it, which does not see where an array ends."""
+    dy = plain(np.asarray(dy, dtype))
+    if dy.shape != shape:
+        raise ShapeError(f"{op}: dy has shape {dy.shape}; expected that of the output, {shape}")
+    return dy

@@ -67,6 +67,20 @@ def rectify(y: Host, place: Host) -> None:
 
 
 @compiled
+def close(y: Host, shortcut: Host) -> None:
+    """ReLU of the sum with the shortcut, where there is one."""
+    zero = y.dtype.type(0)
+    if len(shortcut):
+        for k in range(len(y)):
+            a = y[k] + shortcut[k]
+            y[k] = zero if a <= zero else a  # NaN is not
+    else:
+        for k in range(len(y)):
+            a = y[k]
+            y[k] = zero if a <= zero else a
+
+
+@compiled
 def average(first: int, last: int, y: Host, g: Host, tanh: bool, means: Host) -> None:
     """Activate rows of `y`, and take the means of windows of them; they are whole lines of windows."""
     block, c, rows = y[first:last].reshape(-1), y.shape[1], g[SIZE, 1] * g[N, 2]

@@ -40,7 +40,7 @@ from numba import types
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled, emits
 from xpnn_numpy.fast._product import BYTES, MOST, WIDE, add_up, moves, multiply, slack, tiled
-from xpnn_numpy.fast._responses import rectify, win
+from xpnn_numpy.fast._responses import close, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
 
@@ -117,24 +117,39 @@ def _from_image(size: int, combine: Any) -> Any:
     return emits(typed)
 
 
-@emits
-def _give(
-    typing: Any, m: Any, start: Any, apart: Any, bias: Any, at: Any, y: Any, to: Any, below: Any, beside: Any
-) -> Any:
-    """`Aᵀ m A` of 4 × 4 vectors that lie so far apart, and the bias, to 2 × 2 places of an image."""
+def _to_image(relu: bool, shortcut: bool) -> Any:
+    """A function of compiled code: `Aᵀ m A` of 4 × 4 vectors that lie so far apart, to 2 × 2 places of an image.
+
+    The bias is added, and where `shortcut` what lies in those places of another; where `relu`, its maximum with 0 it is
+    that goes there.
+    """
+
+    def typed(
+        typing: Any, m: Any, start: Any, apart: Any, bias: Any, at: Any, other: Any, y: Any, to: Any, below: Any,
+        beside: Any,
+    ) -> Any:  # fmt: skip
+        integer = types.int64
+        return types.void(m, integer, integer, bias, integer, other, y, integer, integer, integer), code
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        m, bias, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 5))
-        load, store, _ = moves(context, builder, signature.args[0].dtype)
-        _, start, apart, _, at, _, to, below, beside = args
+        m, bias, other, y = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 3, 5, 6)
+        )
+        load, store, kind = moves(context, builder, signature.args[0].dtype)
+        _, start, apart, _, at, _, _, to, below, beside = args
         places = _places(builder, builder.gep(m, [start]), builder.mul(apart, _int64(4)), apart, 4)
         d = [[load(place) for place in line] for line in places]
         d[1][1] = builder.fadd(d[1][1], load(builder.gep(bias, [at])))  # it alone goes into all four as it is
-        _store(store, _along_both(builder, _a, d), _places(builder, builder.gep(y, [to]), below, beside, 2))
+        made, zero = _along_both(builder, _a, d), ir.Constant(kind, None)
+        if shortcut:
+            theirs = _places(builder, builder.gep(other, [to]), below, beside, 2)
+            made = [_each(builder.fadd, a, [load(b) for b in line]) for a, line in zip(made, theirs, strict=True)]
+        if relu:
+            made = [[builder.select(builder.fcmp_ordered("<=", a, zero), zero, a) for a in line] for line in made]
+        _store(store, made, _places(builder, builder.gep(y, [to]), below, beside, 2))
         return context.get_dummy_value()
 
-    integer = types.int64
-    return types.void(m, integer, integer, bias, integer, y, integer, integer, integer), code
+    return emits(typed)
 
 
 def _places(builder: Any, first: Any, down: Any, right: Any, many: int) -> Matrix:
@@ -181,23 +196,25 @@ def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
 
 
 _take, _spread = _from_image(4, _b), _from_image(2, _from_a)
+_give, _give_above, _give_sum = _to_image(False, False), _to_image(True, False), _to_image(True, True)
 
 
 @compiled
 def convolve(
-    x: Host, before: tuple[int, int], weight: Host, backwards: bool, bias: Host, relu: bool, y: Host, place: Host
-) -> None:
+    x: Host, before: tuple[int, int], weight: Host, backwards: bool, bias: Host, relu: bool, shortcut: Host, y: Host,
+    place: Host,
+) -> None:  # fmt: skip
     """Fill `y`, and the places of its maxima where there is a pool.
 
     `before` is the padding above and on the left of `x`, `weight` is `(C_out, 9, C)`; `backwards` for the convolution
-    with the kernels turned around, from `C_out` channels to `C`.
+    with the kernels turned around, from `C_out` channels to `C`. The `shortcut`, flat, may be empty.
     """
     panels, down, across = _panels(weight, backwards), *_tiles(y, place)
     tiles = len(y) * down * across
     parts = cut(tiles, 16 * weight.shape[0] * weight.shape[2])
     block = min(tiled(-(-tiles // parts), WIDE), TILES)
     parts = min(parts, -(-tiles // block))
-    share(_convolve_part, (parts, block, x, before, panels, bias, relu, y, place), parts)
+    share(_convolve_part, (parts, block, x, before, panels, bias, relu, shortcut, y, place), parts)
 
 
 @compiled
@@ -245,8 +262,8 @@ def _panels_part(part: int, parts: int, weight: Host, backwards: bool, panels: H
 
 @compiled
 def _convolve_part(
-    part: int, parts: int, block: int, x: Host, before: tuple[int, int], panels: Host, bias: Host, relu: bool, y: Host,
-    place: Host,
+    part: int, parts: int, block: int, x: Host, before: tuple[int, int], panels: Host, bias: Host, relu: bool,
+    shortcut: Host, y: Host, place: Host,
 ) -> None:  # fmt: skip
     """Some blocks of tiles."""
     (_, oh, ow, c_out), (down, across), c = y.shape, _tiles(y, place), panels.shape[2]
@@ -268,17 +285,26 @@ def _convolve_part(
             inside = 2 * h + 1 < oh and 2 * w + 1 < ow
             for k in range(0, c_out, lanes):
                 k = min(k, c_out - lanes)
+                at = t * c_out + k
                 if pooled:
-                    _give(m, t * c_out + k, after, bias, k, out, t * c_out + k, 2 * many * c_out, many * c_out)
-                elif inside:
-                    _give(m, t * c_out + k, after, bias, k, flat, start + k, ow * c_out, c_out)
+                    _give(m, at, after, bias, k, out, out, at, 2 * many * c_out, many * c_out)
+                elif not inside:
+                    _give(m, at, after, bias, k, out, out, k, 2 * c_out, c_out)
+                elif len(shortcut):
+                    _give_sum(m, at, after, bias, k, shortcut, flat, start + k, ow * c_out, c_out)
+                elif relu:
+                    _give_above(m, at, after, bias, k, flat, flat, start + k, ow * c_out, c_out)
                 else:
-                    _give(m, t * c_out + k, after, bias, k, out, k, 2 * c_out, c_out)
+                    _give(m, at, after, bias, k, flat, flat, start + k, ow * c_out, c_out)
             if not (pooled or inside):
                 for p in range(min(2, oh - 2 * h)):
                     for q in range(min(2, ow - 2 * w)):
+                        to = start + (p * ow + q) * c_out
+                        responses = flat[to : to + c_out]
                         for k in range(c_out):
-                            flat[start + (p * ow + q) * c_out + k] = out[(2 * p + q) * c_out + k]
+                            responses[k] = out[(2 * p + q) * c_out + k]
+                        if relu:
+                            close(responses, shortcut[to : to + c_out])
             i, h, w = _next(i, h, w, down, across)
         if pooled:
             maxima, won = flat[first * c_out : (first + many) * c_out], place[first : first + many]

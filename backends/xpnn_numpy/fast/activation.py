@@ -10,7 +10,7 @@ import numpy as np
 from xpnn.ops import activation as standard
 from xpnn.ops._array import floats
 from xpnn.ops.activation import Result
-from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import activation as numpys
 
@@ -28,10 +28,7 @@ def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callab
     kept = y if relu else None
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host]:
-        d = dy
-        if kept is not None:
-            d = np.empty(kept.shape, kept.dtype)
-            _through(plain(dy).reshape(-1), kept.reshape(-1), d.reshape(-1))
+        d = dy if kept is None else through("add", dy, kept)
         return (d if input_gradient else None), d
 
     return y, backward
@@ -46,11 +43,7 @@ def relu(ops: Ops, x: Host) -> Result:
     _rectify(plain(x).reshape(-1), y.reshape(-1))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
-        if not input_gradient:
-            return (None,)
-        dx = np.empty(y.shape, y.dtype)  # of `x` nothing is kept
-        _through(plain(dy).reshape(-1), y.reshape(-1), dx.reshape(-1))
-        return (dx,)
+        return (through("relu", dy, y) if input_gradient else None,)  # of `x` nothing is kept
 
     return y, backward
 
@@ -70,10 +63,17 @@ def tanh(ops: Ops, x: Host) -> Result:
         if not input_gradient:
             return (None,)
         dx = np.empty(y.shape, y.dtype)  # of `x` nothing is kept
-        _flatten(plain(dy).reshape(-1), y.reshape(-1), dx.reshape(-1))
+        _flatten(fitting("tanh", dy, y.shape, y.dtype).reshape(-1), y.reshape(-1), dx.reshape(-1))
         return (dx,)
 
     return y, backward
+
+
+def through(op: str, dy: Host, y: Host) -> Host:
+    """What of `dy` comes through ReLU, which made `y`."""
+    dx = np.empty(y.shape, y.dtype)
+    _through(fitting(op, dy, y.shape, y.dtype).reshape(-1), y.reshape(-1), dx.reshape(-1))
+    return dx
 
 
 @compiled

@@ -1,10 +1,10 @@
-"""Convolution, alone or with a pool behind it, in one compiled call forward and one to three backward.
+"""Convolution, alone or with ReLU or a pool behind it, in one compiled call forward and one to three backward.
 
 Most of them are a product whose left factor is never made (`_product`); with many channels a kernel of 3 × 3 goes in
-tiles (`_winograd`). What follows forward (maximum or mean, bias, activation) is done block by block, while a block is
-in the cache. Of a max-pool only the place of each maximum is remembered. So only one response of a window has a
-gradient at all, often (with ReLU) none: with many columns each of these is followed by itself (`_maxima`), in runs of a
-kernel's row: a fraction of the products' work. With few, products are quicker all the same.
+tiles (`_winograd`). What follows forward (maximum or mean, bias, a shortcut, activation) is done block by block, while
+a block is in the cache. Of a max-pool only the place of each maximum is remembered. So only one response of a window
+has a gradient at all, often (with ReLU) none: with many columns each of these is followed by itself (`_maxima`), in
+runs of a kernel's row: a fraction of the products' work. With few, products are quicker all the same.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xpnn.errors import ShapeError
 from xpnn.ops import convolution as standard
 from xpnn.ops import joined
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
-from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._maxima import fold, follow
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_run, add_up, multiply, pack, packed, slack, tiled, unpack
-from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, win
+from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, close, offset, rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
 from xpnn_numpy.fast._winograd import STRETCHES
+from xpnn_numpy.fast.activation import through
 from xpnn_numpy.fast.pool import SIZE, N, grid
 from xpnn_numpy.kernels import convolution as numpys
 from xpnn_numpy.kernels import joined as numpys_joined
@@ -67,6 +67,33 @@ def conv(
         return numpys.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     return _convolved(x, weight, bias, w, (), False)
+
+
+def conv_relu(
+    ops: Ops,
+    x: Host,
+    weight: Host,
+    bias: Host | None = None,
+    shortcut: Host | None = None,
+    *,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None, Host | None]]]:
+    """See `xpnn.ops.conv_relu`; with more than three spatial axes it is NumPy's."""
+    if not takes(x):
+        return numpys_joined.conv_relu(
+            ops, x, weight, bias, shortcut, stride=stride, padding=padding, dilation=dilation
+        )
+    _, w = standard.geometry("conv_relu", x, weight, bias, stride, padding, dilation)
+    joined.check_shortcut(x, weight, shortcut, w)
+    y, conv_backward = _convolved(x, weight, bias, w, (), True, shortcut=shortcut)
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None, Host | None]:
+        d = through("conv_relu", dy, y)
+        return *conv_backward(d, input_gradient=input_gradient), None if shortcut is None else d
+
+    return y, backward
 
 
 def conv_pool(
@@ -116,35 +143,35 @@ def conv_avg_pool(
 
 def _convolved(
     x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool,
-    mean: Window | None = None, tanh: bool = False,
+    mean: Window | None = None, tanh: bool = False, shortcut: Host | None = None,
 ) -> Result:  # fmt: skip
     x, weight, c_out, windows = plain(x), plain(weight), len(weight), pool or (1,) * len(w.out)
     matrix = weight.reshape(c_out, -1)
     by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
-    dense = bias is None and not pool  # most often a normalisation follows, whose gradient has few zeros
+    dense = bias is None and not (pool or relu)  # most often a normalisation follows, whose gradient has few zeros
     image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
     y = np.empty((len(x), *map(floordiv, w.out, windows), c_out), x.dtype)
     place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
     means = np.empty((len(x), *mean.out, c_out) if mean else (0, c_out), x.dtype)
-    g = grid(mean) if mean else NO_GRID
+    g, other = grid(mean) if mean else NO_GRID, np.empty(0, x.dtype) if shortcut is None else plain(shortcut)
     if by_tiles:
         shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
-        _winograd.convolve(x, _winograd.before(w), weight.reshape(c_out, 9, -1), False, shift, relu, y, place)
+        _winograd.convolve(
+            x, _winograd.before(w), weight.reshape(c_out, 9, -1), False, shift, relu, other.reshape(-1), y, place
+        )
     else:
         image = _padded(x, w.pads)
         shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
         averaged = g, tanh, means.reshape(-1, c_out)
-        _forward(image, places, taps, matrix.T, shift, relu, y.reshape(-1, c_out), place, averaged)
+        after = shift, relu, other.reshape(-1, c_out)
+        _forward(image, places, taps, matrix.T, after, y.reshape(-1, c_out), place, averaged)
         if not pool and 2 * image.size > y.size:
             image = None  # one beside each image would be half the memory of a network
 
     active, shape = y if mean else None, means.shape if mean else y.shape  # of other responses nothing is kept
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy = plain(np.asarray(dy, x.dtype))
-        if dy.shape != shape:
-            op = "conv_avg_pool" if mean else "conv_pool" if pool else "conv"
-            raise ShapeError(f"{op}: dy has shape {dy.shape}; expected that of the output, {shape}")
+        dy = fitting("conv_avg_pool" if mean else "conv_pool" if pool else "conv", dy, shape, x.dtype)
         if active is not None:
             dmeans, dy = dy, np.empty_like(active)
             averaged_back(dmeans.reshape(-1, c_out), active.reshape(-1, c_out), g, tanh, dy.reshape(-1, c_out))
@@ -188,8 +215,8 @@ def _tiled_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """The gradient of the input in Winograd's tiles: a convolution of `dy` with the kernels turned around."""
     turned, (c_out, *_, c) = _winograd.turned(w), weight.shape
     dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), weight.reshape(c_out, 9, c)
-    none, nowhere = np.zeros(c, dy.dtype), np.empty((0, c), np.uint8)
-    _winograd.convolve(dy, _winograd.before(turned), kernels, True, none, False, dx, nowhere)
+    zeros, none, nowhere = np.zeros(c, dy.dtype), np.empty(0, dy.dtype), np.empty((0, c), np.uint8)
+    _winograd.convolve(dy, _winograd.before(turned), kernels, True, zeros, False, none, dx, nowhere)
     return dx
 
 
@@ -197,13 +224,13 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
     c, (pads, parts) = weight.shape[-1], _windows.backward(w, len(weight))
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
-    none, nowhere = np.zeros(0, dy.dtype), np.empty((0, c), np.uint8)
+    nothing, nowhere = (np.empty(0, dy.dtype), False, np.empty((0, c), dy.dtype)), np.empty((0, c), np.uint8)
     for inputs, taps, places, offsets in parts:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
             met = weight[(slice(None), *taps)].transpose(*range(1, weight.ndim - 1), 0, -1).reshape(-1, c)
             averaged = NO_GRID, False, np.empty((0, c), dy.dtype)
-            _forward(image, places, offsets, plain(met), none, False, part.reshape(-1, c), nowhere, averaged)
+            _forward(image, places, offsets, plain(met), nothing, part.reshape(-1, c), nowhere, averaged)
         else:  # a stride longer than the kernel: no output sees them
             part[...] = 0
         if len(parts) == 1:
@@ -295,32 +322,36 @@ def _pad_part(part: int, parts: int, x: Host, before: tuple[int, ...], image: Ho
 
 @compiled
 def _forward(
-    x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host, place: Host,
+    x: Host, places: Host, taps: Host, weight: Host, after: tuple[Host, bool, Host], y: Host, place: Host,
     averaged: tuple[Host, bool, Host],
 ) -> None:  # fmt: skip
-    """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`."""
+    """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`.
+
+    What comes `after` is a bias, and ReLU, before which a shortcut is added; of both there may be none.
+    """
     phases, c_out = len(places), y.shape[1]
     parts, groups = cut(len(y), phases * len(taps) * c_out), cut(c_out, phases * len(taps) * len(y))
     few = phases * y.size * y.itemsize <= MOVED and weight.size > x.size
     if few and groups > 1 and not len(averaged[2]):
-        share(_forward_channels_part, (groups, x, places, taps, weight, bias, relu, y, place), groups)
+        share(_forward_channels_part, (groups, x, places, taps, weight, after, y, place), groups)
         return
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
     block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
-    g, tanh, means = averaged
-    if len(means):  # whole lines of windows
+    g = averaged[0]
+    if len(averaged[2]):  # whole lines of windows
         line = g[SIZE, 1] * g[N, 2]
         block = max(block // line, 1) * line
     parts = min(parts, -(-len(y) // block))
-    share(_forward_part, (parts, block, x, places, taps, packed(weight), bias, relu, y, place, g, tanh, means), parts)
+    share(_forward_part, (parts, block, x, places, taps, packed(weight), after, y, place, averaged), parts)
 
 
 @compiled
 def _forward_part(
-    part: int, parts: int, block: int, x: Host, places: Host, taps: Host, panels: Host, bias: Host, relu: bool, y: Host,
-    place: Host, g: Host, tanh: bool, means: Host,
+    part: int, parts: int, block: int, x: Host, places: Host, taps: Host, panels: Host, after: tuple[Host, bool, Host],
+    y: Host, place: Host, averaged: tuple[Host, bool, Host],
 ) -> None:  # fmt: skip
     """Some blocks of rows of `y`."""
+    (bias, relu, shortcut), (g, tanh, means) = after, averaged
     (phases, _), c_out, pooled, image = places.shape, y.shape[1], len(place) > 0, x.reshape(-1)
     rows = np.empty(block + MOST, np.int64)
     responses = np.empty((phases * block if pooled else OVERLAP) * c_out + slack(c_out), y.dtype)
@@ -342,18 +373,21 @@ def _forward_part(
                 rest[k] = responses[k]
         if len(bias):
             offset(y[first:last].reshape(-1), bias)
-        if relu:
+        if relu and pooled:
             rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
+        elif relu:
+            close(y[first:last].reshape(-1), shortcut[first:last].reshape(-1))
         if len(means):
             average(first, last, y, g, tanh, means)
 
 
 @compiled
 def _forward_channels_part(
-    part: int, groups: int, x: Host, places: Host, taps: Host, weight: Host, bias: Host, relu: bool, y: Host,
+    part: int, groups: int, x: Host, places: Host, taps: Host, weight: Host, after: tuple[Host, bool, Host], y: Host,
     place: Host,
 ) -> None:  # fmt: skip
     """Some channels of `y`, of all rows, with panels of weights of their own."""
+    bias, relu, shortcut = after
     lanes, n, phases, image = BYTES // x.itemsize, len(y), len(places), x.reshape(-1)
     vectors = tiled(y.shape[1], lanes) // lanes
     first, end = vectors * part // groups * lanes, min(vectors * (part + 1) // groups * lanes, y.shape[1])
@@ -373,8 +407,13 @@ def _forward_channels_part(
         for i in range(n):
             for k in range(c):
                 best[i * c + k] += bias[first + k]
-    if relu:
+    if relu and len(place):
         rectify(best, won)
+    elif relu:
+        for i in range(n if len(shortcut) else 0):
+            for k in range(c):
+                best[i * c + k] += shortcut[i, first + k]
+        close(best, shortcut[:0].reshape(-1))
     for i in range(n):
         y[i, first:end] = best[i * c : (i + 1) * c]
         if len(place):

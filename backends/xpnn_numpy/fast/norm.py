@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import norm as standard
-from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import norm as numpys
 from xpnn_numpy.kernels._rows import FEW
@@ -63,7 +63,7 @@ def batch_norm(
     kept = _rows(y) if relu else np.empty((0, 0), x.dtype)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        d = _rows(plain(dy))
+        d = _rows(fitting("batch_norm", dy, x.shape, flat.dtype))
         sums = _sum_with(d, flat, kept, mean)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:

@@ -12,7 +12,7 @@ from xpnn.ops import pool as standard
 from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.pool import Backward
-from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._product import chunk
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import pool as numpys
@@ -48,15 +48,16 @@ def max_pool(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
         )
     (corners, taps), n, c, shape = _places(w), np.array((1, 1, *w.n)[-3:]), x.shape[-1], x.shape
-    y = np.empty((len(x), *w.out, c), x.dtype)
+    pooled, dtype = (len(x), *w.out, c), x.dtype
+    y = np.empty(pooled, dtype)
     place = np.empty((y.size // max(c, 1), c), np.uint8)
     _max(plain(x).reshape(-1, c), n, corners, taps, y.reshape(-1, c), place)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.zeros(shape, y.dtype)
-        _max_back(plain(dy).reshape(-1, c), n, corners, taps, place, dx.reshape(-1, c))
+        dx = np.zeros(shape, dtype)
+        _max_back(fitting("max_pool", dy, pooled, dtype).reshape(-1, c), n, corners, taps, place, dx.reshape(-1, c))
         return (dx,)
 
     return y, backward
@@ -82,14 +83,15 @@ def avg_pool(
             count_include_pad=count_include_pad,
         )  # fmt: skip
     g, c, shape = grid(w), x.shape[-1], x.shape
-    y = np.empty((len(x), *w.out, c), x.dtype)
+    pooled, dtype = (len(x), *w.out, c), x.dtype
+    y = np.empty(pooled, dtype)
     _mean(plain(x).reshape(-1), g, c, y.reshape(-1))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         if not input_gradient:
             return (None,)
-        dx = np.empty(shape, y.dtype)
-        _spread(plain(dy).reshape(-1), g, c, dx.reshape(-1))
+        dx = np.empty(shape, dtype)
+        _spread(fitting("avg_pool", dy, pooled, dtype).reshape(-1), g, c, dx.reshape(-1))
         return (dx,)
 
     return y, backward

@@ -45,13 +45,29 @@ def conv(
     if groups != 1:
         return standard.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
+    return convolved(ops, x, weight, bias, w, lambda part, block: None, dense=bias is None)
+
+
+def convolved(
+    ops: Ops,
+    x: Host,
+    weight: Host,
+    bias: Host | None,
+    w: Window,
+    finish: Callable[[Host, Block], None],
+    *,
+    dense: bool,
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
+    """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = np.ascontiguousarray(x)
     windows = windows_of(pad(x, w.pads), w, len(weight))
     factor, y = windows.factor(weight), np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
-        windows.respond(windows.gather(block), factor, y[block])
-    if bias is not None:
-        np.add(rows(y), along(y, bias), out=rows(y))
+        part = y[block]
+        windows.respond(windows.gather(block), factor, part)
+        if bias is not None:
+            np.add(rows(part), along(part, bias), out=rows(part))
+        finish(part, block)
     by_dy = suits(w, len(x), x.shape[-1], len(weight), prod(w.out))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
 
@@ -59,8 +75,8 @@ def conv(
         dy = np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
-            return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=bias is None), dbias
-        shares, same = cut(dy, kept, SHARE * ops.column_bytes), kept if bias is None else plain(kept)
+            return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
+        shares, same = cut(dy, kept, SHARE * ops.column_bytes), kept if dense else plain(kept)
         dx = of_taps(kept, shares, weight)[inner(w)] if input_gradient else None
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 

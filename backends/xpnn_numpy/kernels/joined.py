@@ -1,4 +1,7 @@
-"""Convolution and max-pool joined: columns gathered phase-major, one product, a tournament of whole arrays."""
+"""A convolution joined with what follows.
+
+ReLU comes block by block; for a max-pool columns are gathered phase-major: one product, a tournament of whole arrays.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,50 @@ from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
 from xpnn_numpy.kernels._windows import Block
-from xpnn_numpy.kernels.convolution import full, inner, of_columns, of_dy, of_taps, pad, plain, suits, windows_of
+from xpnn_numpy.kernels.convolution import (
+    convolved,
+    full,
+    inner,
+    of_columns,
+    of_dy,
+    of_taps,
+    pad,
+    plain,
+    suits,
+    windows_of,
+)
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
+
+
+def conv_relu(
+    ops: Ops,
+    x: Host,
+    weight: Host,
+    bias: Host | None = None,
+    shortcut: Host | None = None,
+    *,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None, Host | None]]]:
+    """See `xpnn.ops.conv_relu`."""
+    _, w = geometry("conv_relu", x, weight, bias, stride, padding, dilation)
+    standard.check_shortcut(x, weight, shortcut, w)
+
+    def finish(part: Host, block: Block) -> None:
+        if shortcut is not None:
+            np.add(part, shortcut[block], out=part)
+        rectify(part, out=part)
+
+    y, conv_backward = convolved(ops, x, weight, bias, w, finish, dense=False)
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None, Host | None]:
+        d = np.multiply(dy, y > 0)
+        return *conv_backward(d, input_gradient=input_gradient), None if shortcut is None else d
+
+    return y, backward
 
 
 def conv_pool(

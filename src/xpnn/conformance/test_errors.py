@@ -17,6 +17,13 @@ BAD: dict[str, Row] = {  # op, arrays by shape or by shape and dtype, options, w
     "conv dtypes": ("conv", [IMAGES, (KERNEL, "int32")], {}, r"x has dtype .*float32.*, but weight has .*int32"),
     "conv integers": ("conv", [(IMAGES, "int32"), KERNEL], {}, r"layers compute in floating point"),
     "conv stride": ("conv", [IMAGES, KERNEL], {"stride": 0}, r"stride=0; expected an integer"),
+    "conv_relu channels": ("conv_relu", [IMAGES, (4, 3, 3, 2)], {}, r"conv_relu: x has 3 channels"),
+    "conv_relu shortcut": (
+        "conv_relu",
+        [IMAGES, KERNEL, (4,), (2, 4, 3, 4)],
+        {},
+        r"the shortcut has shape \(2, 4, 3, 4\); expected that of the responses, \(2, 4, 4, 4\)",
+    ),
     "conv_pool channels": ("conv_pool", [IMAGES, (4, 3, 3, 2), (4,)], {"pool": 2}, r"x has 3 channels"),
     "conv_avg_pool channels": (
         "conv_avg_pool",

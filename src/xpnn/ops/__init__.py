@@ -50,6 +50,7 @@ class Ops:
     col2im = _columns.col2im
     conv = _convolution.conv
     conv_transpose = _convolution.conv_transpose
+    conv_relu = _joined.conv_relu
     conv_pool = _joined.conv_pool
     conv_avg_pool = _joined.conv_avg_pool
     dense = _linear.dense
@@ -112,6 +113,7 @@ im2col = standard.im2col
 col2im = standard.col2im
 conv = standard.conv
 conv_transpose = standard.conv_transpose
+conv_relu = standard.conv_relu
 conv_pool = standard.conv_pool
 conv_avg_pool = standard.conv_avg_pool
 dense = standard.dense

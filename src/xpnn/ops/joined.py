@@ -1,9 +1,10 @@
-"""Convolution and max-pool joined: bias and ReLU, which keep the order, follow on the maxima alone.
+"""A convolution joined with what follows it: ReLU, perhaps of the sum with a shortcut, or a pool.
 
-The windows of the pool tile the responses, so each place in the window (a *phase*) is every so-many-th response, and
-the maximum over a window is one of whole arrays, phase against phase, as in a tournament. Responses that the pool
-would drop are never computed. Backward runs the tournament down again: the gradient goes to the winner of each
-game, the earlier phase where both are equal, so the first maximum gets it all.
+The windows of a max-pool tile the responses, so each place in the window (a *phase*) is every so-many-th response, and
+the maximum over a window is one of whole arrays, phase against phase, as in a tournament. Bias and ReLU, which keep the
+order, follow on the maxima alone; responses that the pool would drop are never computed. Backward runs the tournament
+down again: the gradient goes to the winner of each game, the earlier phase where both are equal, so the first maximum
+gets it all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import array_api_extra as xpx
 
-from xpnn.ops._array import Array, namespace
+from xpnn.errors import ShapeError
+from xpnn.ops._array import Array, floats, namespace
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn.ops.pool import pool_window
@@ -25,6 +27,54 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("relu", "tanh")
 """What may stand before an average."""
 Levels = list[list[Array]]
+
+
+def conv_relu(
+    ops: Ops,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    shortcut: Array | None = None,
+    *,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> tuple[Array, Callable[..., tuple[Array | None, Array, Array | None, Array | None]]]:
+    """`relu(conv(x, weight) + bias + shortcut)`, as at the end of a residual block: here one after the other.
+
+    Args:
+        x: `(N, *spatial, C)`.
+        weight: `(C_out, *kernel, C)`.
+        bias: `(C_out,)` or None.
+        shortcut: `(N, *out, C_out)` or None.
+        stride, padding, dilation: of the convolution.
+
+    Returns:
+        `y (N, *out, C_out)` and `backward(dy, *, input_gradient=True) → dx, dweight, dbias, dshortcut`.
+
+    Raises:
+        ShapeError: shapes or dtypes that do not fit.
+    """
+    _, w = geometry("conv_relu", x, weight, bias, stride, padding, dilation)
+    check_shortcut(x, weight, shortcut, w)  # before anything is computed
+    responses, conv_backward = ops.conv(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    y, last_backward = ops.relu(responses) if shortcut is None else ops.add(responses, shortcut, relu=True)
+
+    def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None, Array | None]:
+        dresponses, *dshortcut = last_backward(dy)
+        return *conv_backward(dresponses, input_gradient=input_gradient), (*dshortcut, None)[0]
+
+    return y, backward
+
+
+def check_shortcut(x: Array, weight: Array, shortcut: Array | None, w: Window) -> None:
+    """Check that the shortcut can be added to the responses of `w`."""
+    floats("conv_relu", x=x, shortcut=shortcut)
+    expected = (x.shape[0], *w.out, weight.shape[0])
+    if shortcut is not None and tuple(shortcut.shape) != expected:
+        raise ShapeError(
+            f"conv_relu: the shortcut has shape {tuple(shortcut.shape)}; expected that of the responses, {expected}"
+        )
 
 
 def conv_pool(

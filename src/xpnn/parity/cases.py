@@ -35,7 +35,7 @@ LOSSES = ("softmax_cross_entropy", "nll", "mse", "huber", "binary_cross_entropy"
 _LINEAR = ("matmul", "total", "col2im", "conv", "conv_transpose", "dense")
 _EXACT = ("im2col", "relu", "max_pool", "global_max_pool", "ReLU", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape")
 _FROM_OUTPUT = ("elu", "sigmoid", "tanh", "ELU", "Sigmoid", "Tanh")
-_BATCHED = ("x", "a", "b", "logits", "log_probabilities", "labels", "target", "keep")
+_BATCHED = ("x", "shortcut", "a", "b", "logits", "log_probabilities", "labels", "target", "keep")
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,21 @@ OPS = [
     of_op("conv", "1d-mixed", (2, 7, 2), (2, 3, 1), (2,), dilation=2, padding=(2,), groups=2),
     of_op("conv", "3d", (2, 3, 4, 3, 2), (3, 2, 1, 2, 2), (3,)),
     of_op("conv", "3d-mixed", (1, 3, 5, 4, 2), (2, 1, 2, 2, 1), (2,), stride=(1, 3, 2), padding=(1, 0, 1), groups=2),
-    # conv_pool: the same, without groups
+    # conv_relu: the same, without groups, and a shortcut (N, *out, C_out)
+    of_op("conv_relu", "plain", (2, 5, 4, 3), (4, 2, 3, 3), (4,)),
+    of_op("conv_relu", "shortcut", (2, 5, 4, 3), (4, 2, 3, 3), (4,), (2, 4, 2, 4)),
+    of_op("conv_relu", "no-bias", (2, 4, 5, 2), (3, 3, 2, 2), None, (2, 2, 4, 3)),
+    of_op("conv_relu", "ones", (1, 4, 3, 1), (1, 2, 2, 1), (1,), (1, 3, 2, 1)),
+    of_op("conv_relu", "pointwise", (2, 3, 2, 3), (5, 1, 1, 3), (5,), (2, 3, 2, 5)),
+    of_op("conv_relu", "many-places", (3, 15, 14, 2), (2, 2, 2, 2), (2,), (3, 14, 13, 2)),
+    of_op("conv_relu", "many-channels", (1, 4, 3, 18), (35, 2, 2, 18), (35,), (1, 5, 4, 35), padding=1),
+    of_op("conv_relu", "strided", (2, 6, 8, 2), (3, 2, 2, 2), (3,), (2, 3, 3, 3), stride=(2, 3)),
+    of_op("conv_relu", "dilated", (2, 7, 5, 2), (3, 2, 3, 2), None, dilation=(3, 1)),
+    of_op("conv_relu", "padding-pairs", (2, 4, 3, 2), (3, 2, 2, 2), (3,), padding=((2, 0), (0, 1)), stride=2),
+    of_op("conv_relu", "same-strided", (2, 7, 5, 2), (3, 2, 3, 2), (3,), (2, 3, 3, 3), padding="same", stride=(3, 2)),
+    of_op("conv_relu", "1d", (2, 7, 3), (4, 3, 3), (4,), (2, 3, 4), stride=2),
+    of_op("conv_relu", "3d", (2, 3, 4, 3, 2), (3, 2, 1, 2, 2), (3,), (2, 2, 4, 2, 3)),
+    # conv_pool: the same, without shortcut
     of_op("conv_pool", "plain", (2, 6, 5, 3), (4, 3, 2, 3), (4,), pool=2),
     of_op("conv_pool", "relu", (2, 6, 5, 2), (3, 3, 2, 2), (3,), pool=2, relu=True),
     of_op("conv_pool", "no-bias", (2, 5, 5, 4), (3, 2, 2, 4), None, pool=2, relu=True),

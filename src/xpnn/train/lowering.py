@@ -1,10 +1,11 @@
 """Lowering: a model as the short list of calls that a step makes.
 
 Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution becomes one
-op with the max-pool (and ReLU) that follows, or with an activation and an average pool; so does batch normalisation,
-or the sum of a residual block, with its ReLU. For prediction, where batch normalisation is a fixed line for each
-channel, a convolution before it takes that into its weights. What is computed stays the same, and so do the paths of
-all arrays. Who wants to look between the layers uses the model itself.
+op with the ReLU that follows, or the max-pool (and ReLU), or an activation and an average pool; so does batch
+normalisation, or the sum of a residual block, with its ReLU, and such a sum with the convolution before it. For
+prediction, where batch normalisation is a fixed line for each channel, a convolution before it takes that into its
+weights. What is computed stays the same, and so do the paths of all arrays. Who wants to look between the layers uses
+the model itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, TypeGuard, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeGuard, TypeVar
 
 from xpnn.errors import ShapeError
 from xpnn.layers.activation import ReLU, Tanh
@@ -56,7 +57,8 @@ def lower(model: Layer, paths: Paths, *, training: bool = True) -> Layer:
         return Chain(tuple(links))
     if type(model) in (Residual, SumReLU, Parallel):
         assert isinstance(model, Residual | Parallel)
-        return type(model)(*(lower(part, _under(name, paths), training=training) for name, part in model.parts()))
+        lowered = type(model)(*(lower(part, _under(name, paths), training=training) for name, part in model.parts()))
+        return _ending(lowered, paths) if isinstance(lowered, SumReLU) else lowered
     return model
 
 
@@ -116,6 +118,34 @@ class Chain(Layer):
             return (dy if input_gradient else None), gradients
 
         return x, new, backward
+
+    def __repr__(self) -> str:
+        return "Sequential([…])"
+
+
+@dataclass(frozen=True, repr=False)
+class ConvReLU(Layer):
+    """A convolution and the ReLU after it, as one op."""
+
+    conv: Conv
+
+    per_sample: ClassVar[bool] = True
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """See `xpnn.ops.conv_relu`."""
+        y, op_backward = conv_relu(self.conv, weights, x, None, run)
+        return y, {}, weighted(lambda dy, **options: op_backward(dy, **options)[:-1])
+
+    def __repr__(self) -> str:
+        return f"{self.conv!r} and {ReLU()!r}"
+
+
+def conv_relu(conv: Conv, weights: Arrays, x: Array, shortcut: Array | None, run: Run) -> Any:
+    """See `xpnn.ops.conv_relu`."""
+    return run.ops.conv_relu(
+        x, weights["weight"], weights.get("bias"), shortcut,
+        stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,6 +207,55 @@ class SumReLU(Residual):
     relu = True
 
 
+@dataclass(frozen=True, repr=False)
+class ConvSumReLU(Layer):
+    """A residual block whose body ends in a convolution, and the ReLU after it: convolution, sum and ReLU as one op.
+
+    The arrays have the paths that they have in the block.
+    """
+
+    body: Chain
+    last: Link
+    shortcut: Chain
+
+    def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
+        """Both ways, and last what joins them."""
+        (inner, new, back), (other, more, shortcut_back) = (
+            way.apply(weights, stats, x, run) for way in (self.body, self.shortcut)
+        )
+        conv = self.last.layer
+        assert isinstance(conv, Conv)
+        try:
+            y, op_backward = conv_relu(conv, {k: weights[p] for k, p in self.last.weights}, inner, other, run)
+        except ShapeError as e:
+            raise e.within(named(self.last.name, conv)) from None
+        further = self.body.first < len(self.body.links)
+
+        def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, dict[str, Array]]:
+            d, dweight, dbias, dother = op_backward(dy, input_gradient=input_gradient or further)
+            found = {"weight": dweight, "bias": dbias}
+            dx, gradients = back(d, input_gradient=input_gradient)
+            dshort, others = shortcut_back(dother, input_gradient=input_gradient)
+            gradients |= others | {p: found[k] for k, p in self.last.weights}
+            return run.ops.add(dx, dshort)[0] if input_gradient else None, gradients
+
+        return y, new | more, backward
+
+    def __repr__(self) -> str:
+        return f"Residual(…) and {ReLU()!r}"
+
+
+def _ending(block: SumReLU, paths: Paths) -> Layer:
+    """The lowered block itself, or with the convolution at its end taken together with the sum."""
+    if not (isinstance(block.body, Chain) and block.body.links and _single(block.body.links[-1].layer)):
+        return block
+    *links, last = (
+        Link(f"body.{link.name}", link.layer, *_keys(f"body.{link.name}", paths)) for link in block.body.links
+    )
+    around = [] if block.shortcut is None else [Link("shortcut", block.shortcut, *_keys("shortcut", paths))]
+    return ConvSumReLU(Chain(tuple(links)), last, Chain(tuple(around)))
+
+
 class Fold(NamedTuple):
     """A convolution that takes in the batch normalisation behind it: the paths of both."""
 
@@ -234,8 +313,8 @@ def _flat(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
 
 
 def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
-    """`conv → [relu] → max_pool`, `conv → max_pool → relu`, `conv → relu or tanh → avg_pool`, `norm → relu` and
-    `residual → relu` as one.
+    """`conv → [relu] → max_pool`, `conv → max_pool → relu`, `conv → relu or tanh → avg_pool`, `conv → relu`,
+    `norm → relu` and `residual → relu` as one.
 
     It has the name of the first.
     """
@@ -250,6 +329,8 @@ def _joined(layers: list[tuple[str, Layer]]) -> Iterator[tuple[str, Layer]]:
             first, layers = ConvPool(first, pool, relu), layers[1 + relu :]
         elif _single(first) and between and _tiles(pool, MEANS):
             first, layers = ConvAvgPool(first, after[0], pool), layers[2:]
+        elif kinds[:1] == [ReLU] and _single(first):
+            first, layers = ConvReLU(first), layers[1:]
         elif kinds[:1] == [ReLU] and type(first) is BatchNorm:
             first, layers = NormReLU(first.momentum, first.epsilon), layers[1:]
         elif kinds[:1] == [ReLU] and type(first) is Residual:
