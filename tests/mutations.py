@@ -193,8 +193,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "weights are prepared for another state": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "len(of) != len(before) or any(a is not b for a, b in zip(of, before, strict=True))",
-        "not before or of[0] is not before[0]",
+        "len(of) == len(before) and all(a is b for a, b in zip(of, before, strict=True))",
+        "of[0] is before[0]",
     ),
     "a folded norm forgets its mean": (
         "tests/train/test_lowering.py",
@@ -205,8 +205,14 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "helpers predict with weights that are not folded": (
         "tests/backends/test_numpy_helpers.py",
         "backends/xpnn_numpy/executor.py",
-        'hand("scores", helpers.known[self], *given, part, its)',
-        'hand("scores", helpers.known[self], self._tree(state["weights"]), given[1], part, its)',
+        "helper.unseen(version, *given)",
+        'helper.unseen(version, self._tree(state["weights"]), given[1])',
+    ),
+    "helpers predict with the weights of another state": (
+        "tests/backends/test_numpy_helpers.py",
+        "backends/xpnn_numpy/helpers.py",
+        "if self.shown == version:",
+        "if self.shown:",
     ),
     "compiled: runs of two are not added": (
         "tests/backends/test_numpy_team.py",

@@ -59,7 +59,7 @@ class PiecesExecutor(Executor):
         """Multiply-adds of a layer, on average."""
         self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
         self.crew, self.alone = Crew(threads()), Crew(1)
-        self._prepared: tuple[list[Array], dict[str, Array]] = [], {}
+        self._prepared: tuple[Any, ...] = ([],)
 
     def session(self) -> AbstractContextManager[None]:
         """Hold BLAS to one thread, and settle NumPy."""
@@ -69,7 +69,7 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
-        self._prepared = [], {}
+        self._prepared = ([],)
         flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
         finite = bool(state["finite"]) and isfinite(loss)
         if finite:
@@ -128,13 +128,19 @@ class PiecesExecutor(Executor):
 
     def prepared(self, state: State) -> dict[str, Array]:
         """As the plain one, once for a state, whose arrays nobody writes to: small batches take no longer than that."""
+        return self._numbered(state)[0]
+
+    def _numbered(self, state: State) -> tuple[dict[str, Array], int]:
+        """The prepared weights, and a number that no others have."""
         of = [state["weights"], *state["stats"].values()]
-        before, made = self._prepared
-        if len(of) != len(before) or any(a is not b for a, b in zip(of, before, strict=True)):
-            self._prepared = [], {}  # which need not be there beside the new ones
-            made = super().prepared(state)
-            self._prepared = of, made
-        return made
+        before, *known = self._prepared
+        if known and len(of) == len(before) and all(a is b for a, b in zip(of, before, strict=True)):
+            made, number = known
+        else:
+            self._prepared = ([],)  # which need not be there beside the new ones
+            made, number = super().prepared(state), next(helpers.numbers)
+            self._prepared = of, made, number
+        return made, number
 
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
@@ -142,7 +148,8 @@ class PiecesExecutor(Executor):
         pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
         if pieces == 1 and not self.backend.compiled:
             return super()._scores(state, images)
-        given, cuts = (self.prepared(state), state["stats"]), _cuts(n, pieces)
+        (weights, version), cuts = self._numbered(state), _cuts(n, pieces)
+        given = weights, state["stats"]
         if self.backend.compiled:
             with self.backend.sharing(self.crew.threads):
                 return self.scores(*given, images, cuts)
@@ -152,7 +159,7 @@ class PiecesExecutor(Executor):
                 for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
                     first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
                     its = [at - first for at in cuts[a : b + 1]]
-                    helper.channel.hand("scores", helpers.known[self], *given, part, its)
+                    helper.channel.hand("scores", helpers.known[self], helper.unseen(version, *given), part, its)
                 own = self.scores(*given, images, cuts[: bounds[1] + 1])
                 return np.concatenate([own, *(helper.answer()[0] for helper in lent)])
         with helpers.counting():

@@ -64,11 +64,11 @@ def fitted(trainer, **options):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What helpers are asked for."""
+    """What helpers are asked for; "seen": without the weights."""
     found, hand = [], Channel.hand
 
     def noting(channel, *message):
-        found.append(message[0])
+        found.append("seen" if message[0] == "scores" and not message[2] else message[0])
         hand(channel, *message)
 
     monkeypatch.setattr(Channel, "hand", noting)
@@ -90,6 +90,30 @@ def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads, lanes)
     del asked[:]
     assert_same_bits(found, fitted(trainer_of(MODELS[model])))
     assert not asked
+
+
+def test_weights_are_shown_once(helpers, asked, monkeypatch):
+    """For as many predictions as they hold."""
+    monkeypatch.setenv("XPNN_THREADS", "2")
+    alone, trainer = trainer_of(MODELS["per-sample"]), trainer_of(MODELS["per-sample"])
+    other = xpnn.Trainer(MODELS["per-sample"], backend="numpy", seed=2).build((12, 12, 1))
+    come(helpers, trainer)
+    come(helpers, other)
+    for steps in (["scores", "seen"], ["lanes", "scores", "seen"]):
+        del asked[:]
+        if "lanes" in steps:
+            trainer.fit(IMAGES[:35], LABELS[:35], batch_size=35)
+        found = [trainer.predict(IMAGES[:35]) for _ in range(2)]
+        assert asked == steps
+        with monkeypatch.context() as changed:
+            changed.setenv("XPNN_THREADS", "1")
+            if "lanes" in steps:
+                alone.fit(IMAGES[:35], LABELS[:35], batch_size=35)
+            for scores in found:
+                np.testing.assert_array_equal(scores, alone.predict(IMAGES[:35]))
+    assert not np.array_equal(other.predict(IMAGES[:35]), found[0])
+    np.testing.assert_array_equal(trainer.predict(IMAGES[:35]), found[0])
+    assert len(helpers.all) == 2  # none has failed, whose part threads would do
 
 
 def test_they_come_after_some_time_alone(helpers):

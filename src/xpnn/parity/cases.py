@@ -273,7 +273,7 @@ OPS = [
     of_op("conv_relu", "strided", (2, 6, 8, 2), (3, 2, 2, 2), (3,), (2, 3, 3, 3), stride=(2, 3)),
     of_op("conv_relu", "dilated", (2, 7, 5, 2), (3, 2, 3, 2), None, dilation=(3, 1)),
     of_op("conv_relu", "padding-pairs", (2, 4, 3, 2), (3, 2, 2, 2), (3,), padding=((2, 0), (0, 1)), stride=2),
-    of_op("conv_relu", "same-strided", (2, 7, 5, 2), (3, 2, 3, 2), (3,), (2, 3, 3, 3), padding="same", stride=(3, 2)),
+    of_op("conv_relu", "same", (2, 7, 5, 2), (3, 2, 3, 2), (3,), (2, 7, 5, 3), padding="same"),
     of_op("conv_relu", "1d", (2, 7, 3), (4, 3, 3), (4,), (2, 3, 4), stride=2),
     of_op("conv_relu", "3d", (2, 3, 4, 3, 2), (3, 2, 1, 2, 2), (3,), (2, 2, 4, 2, 3)),
     # conv_pool: the same, without shortcut
