@@ -186,6 +186,14 @@ def _a(builder: Any, m: Matrix) -> Matrix:
     return [_each(plus, _each(plus, m[0], m[1]), m[2]), _each(minus, _each(minus, m[1], m[2]), m[3])]
 
 
+def _g(builder: Any, g: Matrix) -> Matrix:
+    """`G g`."""
+    half = ir.Constant(g[0][0].type, [0.5] * g[0][0].type.count)
+    inner = [builder.fmul(half, b) for b in g[1]]
+    outer = [builder.fmul(half, sum_) for sum_ in _each(builder.fadd, g[0], g[2])]
+    return [g[0], _each(builder.fadd, outer, inner), _each(builder.fsub, outer, inner), g[2]]
+
+
 def _from_a(builder: Any, dy: Matrix) -> Matrix:
     """`A dy`, but for the sign of the last row."""
     return [dy[0], _each(builder.fadd, dy[0], dy[1]), _each(builder.fsub, dy[0], dy[1]), dy[1]]
@@ -195,7 +203,7 @@ def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     return [operation(*pair) for pair in zip(a, b, strict=True)]
 
 
-_take, _spread = _from_image(4, _b), _from_image(2, _from_a)
+_take, _spread, _prepare = _from_image(4, _b), _from_image(2, _from_a), _from_image(3, _g)
 _give, _give_above, _give_sum = _to_image(False, False), _to_image(True, False), _to_image(True, True)
 
 
@@ -226,38 +234,41 @@ def _tiles(y: Host, place: Host) -> tuple[int, int]:
 @compiled
 def _panels(weight: Host, backwards: bool) -> Host:
     """`G g Gᵀ` of each kernel, as sixteen matrices in the panels of `multiply`."""
-    c_out, _, c = weight.shape
-    (count, n), width = (c_out, c) if backwards else (c, c_out), 2 * BYTES // weight.itemsize
-    panels = np.zeros((16, tiled(n, width) // width, count, width), weight.dtype)
-    parts = cut(count, n << 10)  # each takes as long as so many multiply-adds
-    share(_panels_part, (parts, weight, backwards, panels), parts)
+    kernels, width = _kernels(weight, backwards), 2 * BYTES // weight.itemsize
+    count, _, n = kernels.shape
+    panels = np.empty((16, n // width, count, width), weight.dtype)
+    parts = cut(count, n << 8)  # each takes as long as so many multiply-adds
+    share(_panels_part, (parts, kernels, panels), parts)
     return panels
 
 
 @compiled
-def _panels_part(part: int, parts: int, weight: Host, backwards: bool, panels: Host) -> None:
+def _kernels(weight: Host, backwards: bool) -> Host:
+    """`(C, 9, C_out)`, or turned around `(C_out, 9, C)`, with zeros behind each row up to whole panels."""
+    (c_out, taps, c), width = weight.shape, 2 * BYTES // weight.itemsize
+    count, n = (c_out, c) if backwards else (c, c_out)
+    kernels = np.zeros((count, taps, tiled(n, width)), weight.dtype)
+    for i in range(c_out):
+        for t in range(taps):
+            row = weight[i, t]
+            for k in range(c):
+                if backwards:
+                    kernels[i, taps - 1 - t, k] = row[k]
+                else:
+                    kernels[k, t, i] = row[k]
+    return kernels
+
+
+@compiled
+def _panels_part(part: int, parts: int, kernels: Host, panels: Host) -> None:
     """Those of some of the channels that go in."""
-    (_, many, count, width), n = panels.shape, weight.shape[2] if backwards else len(weight)
-    g, half = np.zeros((3, 3, width)), np.empty((4, 3, width))
+    (_, _, count, width), lanes, n = panels.shape, BYTES // kernels.itemsize, kernels.shape[2]
+    zeros, g, flat = np.zeros(lanes, kernels.dtype), kernels.reshape(-1), panels.reshape(-1)
     begin, end = stretch(count, part, parts)
     for k in range(begin, end):
-        for panel in range(many):
-            first, flat = panel * width, g.reshape(9, width)  # what is behind the last column goes nowhere
-            for t in range(9):
-                for j in range(min(width, n - first)):
-                    flat[t, j] = weight[k, 8 - t, first + j] if backwards else weight[first + j, t, k]
-            for t in range(3):
-                for j in range(width):
-                    outer, inner = g[0, t, j] + g[2, t, j], g[1, t, j]
-                    half[0, t, j], half[1, t, j] = g[0, t, j], (outer + inner) / 2
-                    half[2, t, j], half[3, t, j] = (outer - inner) / 2, g[2, t, j]
-            for t in range(4):
-                for j in range(width):
-                    outer, inner = half[t, 0, j] + half[t, 2, j], half[t, 1, j]
-                    panels[4 * t, panel, k, j] = half[t, 0, j]
-                    panels[4 * t + 1, panel, k, j] = (outer + inner) / 2
-                    panels[4 * t + 2, panel, k, j] = (outer - inner) / 2
-                    panels[4 * t + 3, panel, k, j] = half[t, 2, j]
+        for j in range(0, n, lanes):
+            to = (j // width * count + k) * width + j % width
+            _prepare(g, 9 * k * n + j, 3 * n, n, 7, 7, zeros, flat, to, n * count)
 
 
 @compiled
