@@ -268,8 +268,6 @@ OPS = [
     of_op("conv_relu", "no-bias", (2, 4, 5, 2), (3, 3, 2, 2), None, (2, 2, 4, 3)),
     of_op("conv_relu", "ones", (1, 4, 3, 1), (1, 2, 2, 1), (1,), (1, 3, 2, 1)),
     of_op("conv_relu", "pointwise", (2, 3, 2, 3), (5, 1, 1, 3), (5,), (2, 3, 2, 5)),
-    of_op("conv_relu", "many-places", (3, 15, 14, 2), (2, 2, 2, 2), (2,), (3, 14, 13, 2)),
-    of_op("conv_relu", "many-channels", (1, 4, 3, 18), (35, 2, 2, 18), (35,), (1, 5, 4, 35), padding=1),
     of_op("conv_relu", "strided", (2, 6, 8, 2), (3, 2, 2, 2), (3,), (2, 3, 3, 3), stride=(2, 3)),
     of_op("conv_relu", "dilated", (2, 7, 5, 2), (3, 2, 3, 2), None, dilation=(3, 1)),
     of_op("conv_relu", "padding-pairs", (2, 4, 3, 2), (3, 2, 2, 2), (3,), padding=((2, 0), (0, 1)), stride=2),
