@@ -81,7 +81,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride",
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1])[::-1], stride",
     ),
-    "a shortcut without gradient": (VALUES, "src/xpnn/ops/joined.py", "(*dshortcut, None)[0]", "None"),
+    "a shortcut without gradient": (VALUES, "src/xpnn/ops/joined.py", "dshortcut[0] if dshortcut else None", "None"),
     "a joined shortcut ends the way back": (
         "tests/train/test_lowering.py",
         "src/xpnn/train/lowering.py",
@@ -193,8 +193,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "weights are prepared for another state": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "len(of) == len(before) and all(a is b for a, b in zip(of, before, strict=True))",
-        "of[0] is before[0]",
+        "len(of) != len(last.of) or any(a is not b for a, b in zip(of, last.of, strict=True))",
+        "of[0] is not last.of[0]",
     ),
     "a folded norm forgets its mean": (
         "tests/train/test_lowering.py",
@@ -205,14 +205,14 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "helpers predict with weights that are not folded": (
         "tests/backends/test_numpy_helpers.py",
         "backends/xpnn_numpy/executor.py",
-        "helper.unseen(version, *given)",
-        'helper.unseen(version, self._tree(state["weights"]), given[1])',
+        "helper.unseen(ready.version, *given)",
+        'helper.unseen(ready.version, self._tree(state["weights"]), given[1])',
     ),
     "helpers predict with the weights of another state": (
         "tests/backends/test_numpy_helpers.py",
         "backends/xpnn_numpy/helpers.py",
-        "if self.shown == version:",
-        "if self.shown:",
+        "if self.seen == version:",
+        "if self.seen:",
     ),
     "compiled: runs of two are not added": (
         "tests/backends/test_numpy_team.py",

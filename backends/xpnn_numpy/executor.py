@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import isfinite, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from xpnn.ops._array import Array
 from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.helpers import Helper, Lost, OursAlone, helpers
+from xpnn_numpy.helpers import Helper, Lost, OursAlone, helpers, versions
 from xpnn_numpy.lanes import LANES, LEAST, LEAST_HELPED, MOST, Crew, Joined, Meeting, added, settled, threads
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
+
+
+class Prepared(NamedTuple):
+    """The predictor's weights, the arrays of the state that they were made of, and a number that no others have."""
+
+    of: list[Array]
+    weights: dict[str, Array]
+    version: int
 
 
 class PiecesExecutor(Executor):
@@ -59,7 +67,7 @@ class PiecesExecutor(Executor):
         """Multiply-adds of a layer, on average."""
         self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
         self.crew, self.alone = Crew(threads()), Crew(1)
-        self._prepared: tuple[Any, ...] = ([],)
+        self._prepared: Prepared | None = None
 
     def session(self) -> AbstractContextManager[None]:
         """Hold BLAS to one thread, and settle NumPy."""
@@ -69,7 +77,7 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
-        self._prepared = ([],)
+        self._prepared = None
         flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
         finite = bool(state["finite"]) and isfinite(loss)
         if finite:
@@ -128,19 +136,14 @@ class PiecesExecutor(Executor):
 
     def prepared(self, state: State) -> dict[str, Array]:
         """As the plain one, once for a state, whose arrays nobody writes to: small batches take no longer than that."""
-        return self._numbered(state)[0]
+        return self._ready(state).weights
 
-    def _numbered(self, state: State) -> tuple[dict[str, Array], int]:
-        """The prepared weights, and a number that no others have."""
-        of = [state["weights"], *state["stats"].values()]
-        before, *known = self._prepared
-        if known and len(of) == len(before) and all(a is b for a, b in zip(of, before, strict=True)):
-            made, number = known
-        else:
-            self._prepared = ([],)  # which need not be there beside the new ones
-            made, number = super().prepared(state), next(helpers.numbers)
-            self._prepared = of, made, number
-        return made, number
+    def _ready(self, state: State) -> Prepared:
+        of, last = [state["weights"], *state["stats"].values()], self._prepared
+        if last is None or len(of) != len(last.of) or any(a is not b for a, b in zip(of, last.of, strict=True)):
+            self._prepared = None  # which need not be there beside the new ones
+            last = self._prepared = Prepared(of, super().prepared(state), next(versions))
+        return last
 
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
@@ -148,8 +151,8 @@ class PiecesExecutor(Executor):
         pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
         if pieces == 1 and not self.backend.compiled:
             return super()._scores(state, images)
-        (weights, version), cuts = self._numbered(state), _cuts(n, pieces)
-        given = weights, state["stats"]
+        ready, cuts = self._ready(state), _cuts(n, pieces)
+        given = ready.weights, state["stats"]
         if self.backend.compiled:
             with self.backend.sharing(self.crew.threads):
                 return self.scores(*given, images, cuts)
@@ -159,7 +162,7 @@ class PiecesExecutor(Executor):
                 for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
                     first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
                     its = [at - first for at in cuts[a : b + 1]]
-                    helper.channel.hand("scores", helpers.known[self], helper.unseen(version, *given), part, its)
+                    helper.channel.hand("scores", helpers.known[self], helper.unseen(ready.version, *given), part, its)
                 own = self.scores(*given, images, cuts[: bounds[1] + 1])
                 return np.concatenate([own, *(helper.answer()[0] for helper in lent)])
         with helpers.counting():
@@ -226,6 +229,7 @@ class PiecesExecutor(Executor):
             for helper, its in zip(lent, others, strict=True):
                 first, part = its[0][0], _part(batch, its[0][0], its[-1][-1])
                 task = weights, stats, *part, scale, [[at - first for at in lane] for lane in its]
+                helper.seen = None  # it keeps no weights of an old state
                 helper.channel.hand("lanes", helpers.known[self], *task)
 
             def joined(parts: list[tuple[Array, int]]) -> tuple[Array, int]:

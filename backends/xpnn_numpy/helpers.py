@@ -3,8 +3,8 @@
 Threads of one interpreter wait for its lock before and after each call of NumPy's, and to be woken takes as long as a
 small call. A helper is an interpreter of its own, with an executor like the one that it helps: it is handed weights,
 statistics and its part of the batch, and hands back the gradients of its lanes; what depends on the whole batch goes to
-and fro at their meetings. Weights to predict with it keeps: to hand over those of a small network takes as long as half
-of a batch of 32. Since lanes say what is computed and not by whom, helpers change no bit.
+and fro at their meetings. It keeps the weights that it predicts with, until it trains. Since lanes say what is computed
+and not by whom, helpers change no bit.
 
 To start one takes as long as some hundred steps. So they are started by who has computed for `PATIENCE` seconds. Until
 they have come, where they cannot (Linux alone has `memfd_create`), for models with classes or functions of somebody's
@@ -44,6 +44,10 @@ AWAKE = 2e-3
 HEAD, HELLO, ALIGNED = 8, b"!", 64
 POSSIBLE = hasattr(os, "memfd_create") and Path(sys.executable or "").name.startswith("python")
 """Whether there is memory without a name, and an interpreter that can be started."""
+
+
+versions = count(1)
+"""Of the weights that are handed to helpers, one number for each; a forked process counts on."""
 
 
 class Lost(Exception):
@@ -156,7 +160,7 @@ class Helper:
     def __init__(self) -> None:
         here, there = socket.socketpair()
         self.channel, self.ready = Channel(here, os.memfd_create("xpnn"), os.memfd_create("xpnn")), False
-        self.shown = 0
+        self.seen: int | None = None
         outgoing, incoming = self.channel.files
         numbers = there.fileno(), incoming, outgoing
         code = f"import sys; sys.path[:] = {sys.path!r}; from xpnn_numpy.helpers import serve; serve{numbers!r}"
@@ -184,10 +188,10 @@ class Helper:
         return self.ready
 
     def unseen(self, version: int, *weights: Any) -> tuple[Any, ...]:
-        """What it has to be handed to predict with this version of weights: none of them, if it was the last one."""
-        if self.shown == version:
+        """The weights to hand over to predict with: none where it has this version of them."""
+        if self.seen == version:
             return ()
-        self.shown = version
+        self.seen = version
         return weights
 
     def answer(self) -> tuple[Any, ...]:
@@ -288,7 +292,7 @@ def serve(line: int, outgoing: int, incoming: int) -> None:
     from xpnn_numpy.executor import PiecesExecutor, session
 
     channel = Channel(socket.socket(fileno=line), outgoing, incoming)
-    numpy, executors, shown = backend.get("numpy"), dict[int, Any](), list[dict[str, Any]]()
+    numpy, executors, seen = backend.get("numpy"), dict[int, Any](), list[dict[str, Any]]()
 
     def meet(number: int, known: list[int | None], recipe: bytes) -> bool:
         for old in executors.keys() - set(known):
@@ -311,13 +315,14 @@ def serve(line: int, outgoing: int, incoming: int) -> None:
                 if kind == "meet":
                     channel.tell("met", meet(number, *rest))
                 elif kind == "lanes":
+                    seen = []
                     flats, _, losses, rights = executors[number].lanes(*rest, None, joined)
                     channel.hand("done", flats, losses, rights)
                 else:
                     unseen, *part = rest
                     if unseen:  # kept as copies: they are seen until the next arrays are handed over
-                        shown = [{path: a.copy() for path, a in arrays.items()} for arrays in unseen]
-                    channel.hand("done", executors[number].scores(*shown, *part))
+                        seen = [{path: a.copy() for path, a in arrays.items()} for arrays in unseen]
+                    channel.hand("done", executors[number].scores(*seen, *part))
             except Exception:
                 channel.tell("failed", traceback.format_exc())
 

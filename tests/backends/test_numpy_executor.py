@@ -111,7 +111,7 @@ def test_weights_are_prepared_once_for_a_state():
         np.testing.assert_allclose(executor.predict(states[i], IMAGES), expected[i], rtol=1e-5, atol=1e-6)
         assert executor.prepared(states[i]) is executor.prepared(dict(states[i]))
     trainer.fit(IMAGES, LABELS, epochs=1, batch_size=35)
-    assert executor._prepared == ([],)  # an old state is not kept
+    assert executor._prepared is None  # an old state is not kept
 
 
 @pytest.mark.usefixtures("small")

@@ -17,6 +17,7 @@ from xpnn_numpy.kernels import KERNELS
 import xpnn
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
+from xpnn.ops._window import window
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,10 @@ for c, c_out, stride in [(1, 6, 2), (3, 20, 2), (16, 70, 2), (33, 35, 1)]:
     expected, back = plain(ops, x, weight, stride=stride, padding=1)
     for one, other in zip((y, *backward(y)[:2]), (expected, *back(expected)[:2])):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    for shortcut in (None, expected[::-1].copy()):
+        joined = ops.conv_relu(x, weight, None, shortcut, stride=stride, padding=1)[0]
+        summed = np.maximum(expected if shortcut is None else expected + shortcut, 0)
+        np.testing.assert_allclose(joined, summed, rtol=0, atol=1e-5 * np.abs(expected).max())
 """
     run(code, NUMBA_CACHE_DIR=str(tmp_path))
 
@@ -160,17 +165,20 @@ def test_relu_of_responses(dtype, biased, shortcut, shape, kernel, options):
     assert backward(dy, input_gradient=False)[0] is None
 
 
-@pytest.mark.parametrize("shape", [(3, 9, 8, 32), (1, 4, 4, 2)], ids=["tiles", "blocks"])
+@pytest.mark.parametrize("shape", [(12, 9, 8, 32), (1, 4, 4, 2)], ids=["tiles", "blocks"])
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_relu_lets_nan_through(shape, shortcut):
     pytest.importorskip("numba")
+    from xpnn_numpy.fast import _winograd
+
     x, c = np.ones(shape, np.float32), shape[-1]
+    assert _winograd.suits(window("test", shape[1:3], 3, 1, 1, 1), (), len(x), c, c) == (c == 32)
     x[0, 1, 1, 0] = np.nan
     weight, other = np.full((c, 3, 3, c), -1, np.float32), np.zeros(shape, np.float32)
     other[0, -1, -1, 1] = np.nan
     y, _ = xpnn.backend.get("numpy").ops.conv_relu(x, weight, None, other if shortcut else None, padding=1)
     expected = np.zeros(shape, np.float32)
-    expected[0, :3, :3] = np.nan
+    expected[0, :3, :3] = np.nan  # whole tiles, and on the right of the smaller image an edge
     if shortcut:
         expected[0, -1, -1, 1] = np.nan
     np.testing.assert_array_equal(y, expected)
@@ -331,6 +339,23 @@ def test_backward_of_another_shape_is_refused_behind_several_arrays():
     }.items():
         with pytest.raises(ShapeError, match=rf"^{op}: dy has shape \(1, 6, 5\); expected .* \(4, 6, 5\)"):
             backward(x[:1])
+    _, backward = ops.dense(np.ones((4, 16, 300), np.float32), np.ones((70, 300), np.float32))
+    with pytest.raises(ShapeError, match=r"^dense: dy has shape \(70, 64\); expected .* \(4, 16, 70\)"):
+        backward(np.ones((70, 64), np.float32))
+
+
+@pytest.mark.parametrize("kernels", ["plain", ""])
+def test_a_shortcut_is_let_go(kernels, monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", kernels)
+    shortcut = np.ones((2, 4, 4, 3), np.float32)
+    y, backward = xpnn.backend.get("numpy").ops.conv_relu(
+        np.ones((2, 4, 4, 3), np.float32), np.ones((3, 1, 1, 3), np.float32), None, shortcut
+    )
+    kept = weakref.ref(shortcut)
+    del shortcut
+    gc.collect()
+    assert kept() is None
+    np.testing.assert_array_equal(backward(y)[3], y)
 
 
 @pytest.mark.parametrize("weight", [3, np.float32(3), np.array(3, np.float32), [[1.0]]], ids=repr)

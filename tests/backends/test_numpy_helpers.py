@@ -12,6 +12,7 @@ import time
 import types
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -114,6 +115,28 @@ def test_weights_are_shown_once(helpers, asked, monkeypatch):
     assert not np.array_equal(other.predict(IMAGES[:35]), found[0])
     np.testing.assert_array_equal(trainer.predict(IMAGES[:35]), found[0])
     assert len(helpers.all) == 2  # none has failed, whose part threads would do
+
+
+def test_who_only_predicts_is_helped(helpers, asked, monkeypatch):
+    """Whose weights have had a number before there was a helper."""
+    monkeypatch.setattr(executors, "versions", count(1))
+    trainer = trainer_of(MODELS["per-sample"])
+    expected = trainer.predict(IMAGES[:35])
+    come(helpers, trainer)
+    del asked[:]
+    for _ in range(2):
+        np.testing.assert_array_equal(trainer.predict(IMAGES[:35]), expected)
+    assert asked == ["scores", "scores", "seen", "seen"]
+    assert len(helpers.all) == 2
+
+
+def test_a_forked_process_gives_no_number_twice(helpers):
+    """Its executors keep theirs."""
+    one, other = (trainer_of(MODELS["per-sample"]) for _ in range(2))
+    one.predict(IMAGES[:35])
+    helpers.forget()  # as a child does
+    other.predict(IMAGES[:35])
+    assert other.executor._prepared.version > one.executor._prepared.version
 
 
 def test_they_come_after_some_time_alone(helpers):

@@ -77,7 +77,10 @@ NETWORKS = {
         ),
         (5, 6, 2),
     ),
-    "a block of one convolution": (Sequential([Residual(Sequential([Conv2D(2, 1)])), ReLU()]), (3, 4, 2)),
+    "a block of one convolution": (
+        Sequential([Residual(Sequential([Conv2D(2, 1)])), ReLU(), Residual(Conv2D(2, 3, padding=1)), ReLU()]),
+        (3, 4, 2),
+    ),
     "no-weights": (Sequential([ReLU(), Flatten()]), (3, 2)),
     "a layer": (Dense(3), (4,)),
 }
@@ -216,6 +219,7 @@ def test_which_norms_are_folded():
             [Residual(Sequential([Sequential([Conv2D(4, 1)])]), Tanh()), ReLU(), ReLU()],
             [("0", ConvSumReLU), ("2", ReLU)],
         ),
+        ([Residual(Conv2D(4, 1), Conv2D(4, 1)), ReLU()], [("0", ConvSumReLU)]),
         ([Residual(Sequential([Conv2D(4, 1), Tanh()])), ReLU()], [("0", SumReLU)]),
         ([Residual(Sequential([Conv2D(4, 1), ReLU()])), ReLU()], [("0", SumReLU)]),
         ([Residual(Sequential([Conv2D(4, 1, groups=2)])), ReLU()], [("0", SumReLU)]),
@@ -275,8 +279,7 @@ def test_an_error_names_what_is_joined_with_an_average():
 
 
 def test_an_error_names_what_is_joined_with_a_relu():
-    layers = [BatchNorm(epsilon=0.1), ReLU(), Residual(Conv2D(4, 3)), ReLU()]
-    program, weights, stats, _ = lowered(Sequential(layers[:2]), (8, 8, 4))
+    program, weights, stats, _ = lowered(Sequential([BatchNorm(epsilon=0.1), ReLU()]), (8, 8, 4))
     with pytest.raises(ShapeError, match=r"layer 0 \(BatchNorm\(epsilon=0.1\) and ReLU\(\)\): batch_norm: x has 3 ch"):
         program.apply(weights, stats, np.zeros((2, 8, 8, 3)), Run(standard))
     program, weights, stats, _ = lowered(Sequential([Conv2D(4, 3), ReLU()]), (8, 8, 4))
@@ -294,10 +297,9 @@ def test_an_error_names_what_is_joined_with_a_relu():
         ShapeError, match=r"layer 0, layer body \(Sequential\(\[…\]\)\), layer 0 \(Conv2D\(4, 1\)\): conv: "
     ):
         program.apply(weights, stats, np.zeros((2, 6, 8, 3)), Run(standard))
-    kernel = {"0.body.weight": np.ones((4, 3, 3, 4))}
-    program = lower(Sequential(layers[2:]), (kernel, {}, {}))
+    pool = Sequential([Residual(AvgPool2D(3, stride=1)), ReLU()])
     with pytest.raises(ShapeError, match=r"layer 0: the body makes \(6, 6, 4\) of"):
-        program.apply(kernel, {}, np.zeros((2, 8, 8, 4)), Run(standard))
+        lower(pool, ((), (), ())).apply({}, {}, np.zeros((2, 8, 8, 4)), Run(standard))
 
 
 def test_executors_lower_unless_the_standard_is_asked_for(monkeypatch):

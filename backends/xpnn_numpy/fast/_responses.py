@@ -67,7 +67,7 @@ def rectify(y: Host, place: Host) -> None:
 
 
 @compiled
-def close(y: Host, shortcut: Host) -> None:
+def sum_and_rectify(y: Host, shortcut: Host) -> None:
     """ReLU of the sum with the shortcut, where there is one."""
     zero = y.dtype.type(0)
     if len(shortcut):

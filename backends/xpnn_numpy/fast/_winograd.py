@@ -40,7 +40,7 @@ from numba import types
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled, emits
 from xpnn_numpy.fast._product import BYTES, MOST, WIDE, add_up, moves, multiply, slack, tiled
-from xpnn_numpy.fast._responses import close, rectify, win
+from xpnn_numpy.fast._responses import rectify, sum_and_rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels.convolution import full
 
@@ -120,8 +120,8 @@ def _from_image(size: int, combine: Any) -> Any:
 def _to_image(relu: bool, shortcut: bool) -> Any:
     """A function of compiled code: `Aᵀ m A` of 4 × 4 vectors that lie so far apart, to 2 × 2 places of an image.
 
-    The bias is added, and where `shortcut` what lies in those places of another; where `relu`, its maximum with 0 it is
-    that goes there.
+    The bias is added, and where `shortcut` what lies in those places of `other`, which is not read otherwise; where
+    `relu`, the maximum with 0 is written.
     """
 
     def typed(
@@ -204,7 +204,7 @@ def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
 
 
 _take, _spread, _prepare = _from_image(4, _b), _from_image(2, _from_a), _from_image(3, _g)
-_give, _give_above, _give_sum = _to_image(False, False), _to_image(True, False), _to_image(True, True)
+_give, _give_relu, _give_sum = _to_image(False, False), _to_image(True, False), _to_image(True, True)
 
 
 @compiled
@@ -215,7 +215,8 @@ def convolve(
     """Fill `y`, and the places of its maxima where there is a pool.
 
     `before` is the padding above and on the left of `x`, `weight` is `(C_out, 9, C)`; `backwards` for the convolution
-    with the kernels turned around, from `C_out` channels to `C`. The `shortcut`, flat, may be empty.
+    with the kernels turned around, from `C_out` channels to `C`. The `shortcut` is flat; if it is not empty, there is
+    ReLU.
     """
     panels, down, across = _panels(weight, backwards), *_tiles(y, place)
     tiles = len(y) * down * across
@@ -261,7 +262,7 @@ def _kernels(weight: Host, backwards: bool) -> Host:
 
 @compiled
 def _panels_part(part: int, parts: int, kernels: Host, panels: Host) -> None:
-    """Those of some of the channels that go in."""
+    """Those of some of the channels that go in; of a kernel all three rows and columns are there, `7`."""
     (_, _, count, width), lanes, n = panels.shape, BYTES // kernels.itemsize, kernels.shape[2]
     zeros, g, flat = np.zeros(lanes, kernels.dtype), kernels.reshape(-1), panels.reshape(-1)
     begin, end = stretch(count, part, parts)
@@ -304,7 +305,7 @@ def _convolve_part(
                 elif len(shortcut):
                     _give_sum(m, at, after, bias, k, shortcut, flat, start + k, ow * c_out, c_out)
                 elif relu:
-                    _give_above(m, at, after, bias, k, flat, flat, start + k, ow * c_out, c_out)
+                    _give_relu(m, at, after, bias, k, flat, flat, start + k, ow * c_out, c_out)
                 else:
                     _give(m, at, after, bias, k, flat, flat, start + k, ow * c_out, c_out)
             if not (pooled or inside):
@@ -315,7 +316,7 @@ def _convolve_part(
                         for k in range(c_out):
                             responses[k] = out[(2 * p + q) * c_out + k]
                         if relu:
-                            close(responses, shortcut[to : to + c_out])
+                            sum_and_rectify(responses, shortcut[to : to + c_out])
             i, h, w = _next(i, h, w, down, across)
         if pooled:
             maxima, won = flat[first * c_out : (first + many) * c_out], place[first : first + many]

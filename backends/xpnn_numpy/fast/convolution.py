@@ -1,4 +1,4 @@
-"""Convolution, alone or with ReLU or a pool behind it, in one compiled call forward and one to three backward.
+"""Convolution, alone or with ReLU or a pool behind it, in one compiled call forward and some backward.
 
 Most of them are a product whose left factor is never made (`_product`); with many channels a kernel of 3 × 3 goes in
 tiles (`_winograd`). What follows forward (maximum or mean, bias, a shortcut, activation) is done block by block, while
@@ -23,7 +23,7 @@ from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._maxima import fold, follow
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_run, add_up, multiply, pack, packed, slack, tiled, unpack
-from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, close, offset, rectify, win
+from xpnn_numpy.fast._responses import LOSER, NO_GRID, average, averaged_back, offset, rectify, sum_and_rectify, win
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast._windows import among
 from xpnn_numpy.fast._winograd import STRETCHES
@@ -63,9 +63,9 @@ def conv(
     groups: int = 1,
 ) -> Result:
     """See `xpnn.ops.conv`; with groups, or more than three spatial axes, it is NumPy's."""
+    _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation, groups)
     if groups != 1 or not takes(x):
         return numpys.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     return _convolved(x, weight, bias, w, (), False)
 
 
@@ -81,17 +81,18 @@ def conv_relu(
     dilation: Sizes = 1,
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None, Host | None]]]:
     """See `xpnn.ops.conv_relu`; with more than three spatial axes it is NumPy's."""
+    _, w = standard.geometry("conv_relu", x, weight, bias, stride, padding, dilation)
+    joined.check_shortcut(x, weight, shortcut, w)
     if not takes(x):
         return numpys_joined.conv_relu(
             ops, x, weight, bias, shortcut, stride=stride, padding=padding, dilation=dilation
         )
-    _, w = standard.geometry("conv_relu", x, weight, bias, stride, padding, dilation)
-    joined.check_shortcut(x, weight, shortcut, w)
     y, conv_backward = _convolved(x, weight, bias, w, (), True, shortcut=shortcut)
+    summed = shortcut is not None  # of it nothing is kept
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None, Host | None]:
         d = through("conv_relu", dy, y)
-        return *conv_backward(d, input_gradient=input_gradient), None if shortcut is None else d
+        return *conv_backward(d, input_gradient=input_gradient), d if summed else None
 
     return y, backward
 
@@ -337,8 +338,8 @@ def _forward(
         return
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
     block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
-    g = averaged[0]
-    if len(averaged[2]):  # whole lines of windows
+    g, _, means = averaged
+    if len(means):  # whole lines of windows
         line = g[SIZE, 1] * g[N, 2]
         block = max(block // line, 1) * line
     parts = min(parts, -(-len(y) // block))
@@ -376,7 +377,7 @@ def _forward_part(
         if relu and pooled:
             rectify(y[first:last].reshape(-1), place[first:last].reshape(-1))
         elif relu:
-            close(y[first:last].reshape(-1), shortcut[first:last].reshape(-1))
+            sum_and_rectify(y[first:last].reshape(-1), shortcut[first:last].reshape(-1))
         if len(means):
             average(first, last, y, g, tanh, means)
 
@@ -410,10 +411,11 @@ def _forward_channels_part(
     if relu and len(place):
         rectify(best, won)
     elif relu:
-        for i in range(n if len(shortcut) else 0):
-            for k in range(c):
-                best[i * c + k] += shortcut[i, first + k]
-        close(best, shortcut[:0].reshape(-1))
+        if len(shortcut):
+            for i in range(n):
+                for k in range(c):
+                    best[i * c + k] += shortcut[i, first + k]
+        sum_and_rectify(best, shortcut[:0].reshape(-1))
     for i in range(n):
         y[i, first:end] = best[i * c : (i + 1) * c]
         if len(place):

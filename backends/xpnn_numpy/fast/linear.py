@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import linear as standard
-from xpnn_numpy.fast._compiled import Host, compiled, plain, takes
+from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, multiply, pack, slack
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.kernels import linear as numpys
@@ -39,7 +39,11 @@ def dense(
     shape, in_shape = y.shape, x.shape
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        d, dx, dweight = plain(np.asarray(dy, rows.dtype).reshape(shape)), None, np.empty_like(matrix)
+        d, dx, dweight = (
+            fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape),
+            None,
+            np.empty_like(matrix),
+        )
         if input_gradient:
             dx = np.empty(in_shape, rows.dtype)
             _multiply(d, d.shape[1], 1, matrix, none, dx.reshape(rows.shape))

@@ -54,10 +54,11 @@ def conv_relu(
         rectify(part, out=part)
 
     y, conv_backward = convolved(ops, x, weight, bias, w, finish, dense=False)
+    summed = shortcut is not None  # of it nothing is kept
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None, Host | None]:
         d = np.multiply(dy, y > 0)
-        return *conv_backward(d, input_gradient=input_gradient), None if shortcut is None else d
+        return *conv_backward(d, input_gradient=input_gradient), d if summed else None
 
     return y, backward
 

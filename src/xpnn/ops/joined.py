@@ -62,7 +62,7 @@ def conv_relu(
 
     def backward(dy: Array, *, input_gradient: bool = True) -> tuple[Array | None, Array, Array | None, Array | None]:
         dresponses, *dshortcut = last_backward(dy)
-        return *conv_backward(dresponses, input_gradient=input_gradient), (*dshortcut, None)[0]
+        return *conv_backward(dresponses, input_gradient=input_gradient), dshortcut[0] if dshortcut else None
 
     return y, backward
 
@@ -73,7 +73,8 @@ def check_shortcut(x: Array, weight: Array, shortcut: Array | None, w: Window) -
     expected = (x.shape[0], *w.out, weight.shape[0])
     if shortcut is not None and tuple(shortcut.shape) != expected:
         raise ShapeError(
-            f"conv_relu: the shortcut has shape {tuple(shortcut.shape)}; expected that of the responses, {expected}"
+            f"conv_relu: the shortcut has shape {tuple(shortcut.shape)}; expected that of the responses, {expected}: "
+            "bring it there, e.g. by a convolution with kernels of 1, of the same strides and channels"
         )
 
 

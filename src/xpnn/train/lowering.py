@@ -2,7 +2,7 @@
 
 Nested `Sequential`s become one chain that knows beforehand which arrays go to which layer. A convolution becomes one
 op with the ReLU that follows, or the max-pool (and ReLU), or an activation and an average pool; so does batch
-normalisation, or the sum of a residual block, with its ReLU, and such a sum with the convolution before it. For
+normalisation, or the sum of a residual block, with its ReLU, and with the convolution that may end the block. For
 prediction, where batch normalisation is a fixed line for each channel, a convolution before it takes that into its
 weights. What is computed stays the same, and so do the paths of all arrays. Who wants to look between the layers uses
 the model itself.
@@ -133,14 +133,14 @@ class ConvReLU(Layer):
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
         """See `xpnn.ops.conv_relu`."""
-        y, op_backward = conv_relu(self.conv, weights, x, None, run)
+        y, op_backward = _conv_relu(self.conv, weights, x, None, run)
         return y, {}, weighted(lambda dy, **options: op_backward(dy, **options)[:-1])
 
     def __repr__(self) -> str:
         return f"{self.conv!r} and {ReLU()!r}"
 
 
-def conv_relu(conv: Conv, weights: Arrays, x: Array, shortcut: Array | None, run: Run) -> Any:
+def _conv_relu(conv: Conv, weights: Arrays, x: Array, shortcut: Array | None, run: Run) -> Any:
     """See `xpnn.ops.conv_relu`."""
     return run.ops.conv_relu(
         x, weights["weight"], weights.get("bias"), shortcut,
@@ -226,7 +226,7 @@ class ConvSumReLU(Layer):
         conv = self.last.layer
         assert isinstance(conv, Conv)
         try:
-            y, op_backward = conv_relu(conv, {k: weights[p] for k, p in self.last.weights}, inner, other, run)
+            y, op_backward = _conv_relu(conv, {k: weights[p] for k, p in self.last.weights}, inner, other, run)
         except ShapeError as e:
             raise e.within(named(self.last.name, conv)) from None
         further = self.body.first < len(self.body.links)
@@ -247,13 +247,14 @@ class ConvSumReLU(Layer):
 
 def _ending(block: SumReLU, paths: Paths) -> Layer:
     """The lowered block itself, or with the convolution at its end taken together with the sum."""
-    if not (isinstance(block.body, Chain) and block.body.links and _single(block.body.links[-1].layer)):
+    body = block.body
+    parts = [(f"body.{i.name}", i.layer) for i in body.links] if isinstance(body, Chain) else [("body", body)]
+    if not (parts and _single(parts[-1][1])):
         return block
-    *links, last = (
-        Link(f"body.{link.name}", link.layer, *_keys(f"body.{link.name}", paths)) for link in block.body.links
-    )
-    around = [] if block.shortcut is None else [Link("shortcut", block.shortcut, *_keys("shortcut", paths))]
-    return ConvSumReLU(Chain(tuple(links)), last, Chain(tuple(around)))
+    around = [] if block.shortcut is None else [("shortcut", block.shortcut)]
+    *links, last = (Link(name, layer, *_keys(name, paths)) for name, layer in parts)
+    shortcut = (Link(name, layer, *_keys(name, paths)) for name, layer in around)
+    return ConvSumReLU(Chain(tuple(links)), last, Chain(tuple(shortcut)))
 
 
 class Fold(NamedTuple):
