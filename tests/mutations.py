@@ -94,6 +94,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "np.add(part, shortcut[block], out=part)",
         "np.add(part, shortcut[: len(part), : part.shape[1]], out=part)",
     ),
+    "compiled: the ReLU of tiles hides NaN": (
+        "tests/backends/test_numpy_fast.py::test_relu_lets_nan_through",
+        "backends/xpnn_numpy/fast/_winograd.py",
+        'builder.fcmp_ordered("<=", a, zero)',
+        'builder.fcmp_unordered("<=", a, zero)',
+    ),
     "compiled: a tile adds the shortcut of another": (
         "tests/backends/test_numpy_fast.py::test_relu_of_responses",
         "backends/xpnn_numpy/fast/_winograd.py",
