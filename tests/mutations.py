@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 VALUES = "tests/ops/test_values.py"
 CASES = "tests/test_cases.py"
-CASE = CASES + "::test_results[numpy-float32-{}]"  # one alone, where all of them would be compiled for it
+CASE = CASES + "::test_results[numpy-{}]"  # one alone, where all of them would be compiled for it
 EXECUTOR = "tests/backends/test_numpy_executor.py"
 GRAPHS = "tests/backends/test_cupy_executor.py"
 NETWORK = "tests/parity/test_network.py"
@@ -234,31 +234,31 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "(first + i < size) << i",
     ),
     "compiled: the last of tied maxima wins": (
-        CASE.format("conv_pool-ties"),
+        CASE.format("float32-conv_pool-ties"),
         "backends/xpnn_numpy/fast/_responses.py",
         "right = (cd > ab) | (cd != cd)",
         "right = (cd >= ab) | (cd != cd)",
     ),
     "compiled: what ReLU cut off has a gradient": (
-        CASE.format("conv_pool-relu"),
+        CASE.format("float32-conv_pool-relu"),
         "backends/xpnn_numpy/fast/_responses.py",
         "place[k] = p if kept else loser",
         "place[k] = p",
     ),
     "compiled: what a vector spoilt is not written again": (
-        CASE.format("conv-many-channels"),
+        CASE.format("float32-conv-many-channels"),
         "backends/xpnn_numpy/fast/_product.py",
         "for first in range(tiled(n, width) - width, -1, -width):",
         "for first in range(0, n, width):",
     ),
     "compiled: only the last block's gradient": (
-        CASE.format("conv-many-places"),
+        CASE.format("float32-conv-many-places"),
         "backends/xpnn_numpy/fast/_product.py",
         "builder.select(more, load(out, v), zero)",
         "zero",
     ),
     "compiled: the taps of a stride without the padding": (
-        CASE.format("conv-same-strided"),
+        CASE.format("float64-conv-same-strided"),
         "backends/xpnn_numpy/fast/_windows.py",
         "if (first + before - t * d) % s == 0",
         "if (first - t * d) % s == 0",
@@ -270,7 +270,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "outer + u[12 + t, j]",
     ),
     "compiled: what ReLU behind a norm cut off is in its sums": (
-        CASE.format("batch_norm-training-relu"),
+        CASE.format("float32-batch_norm-training-relu"),
         "backends/xpnn_numpy/fast/norm.py",
         "                    a = a if y[i, j] > zero else zero\n                    sums",
         "                    sums",
