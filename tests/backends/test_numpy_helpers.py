@@ -115,7 +115,21 @@ def test_weights_are_shown_once(helpers, asked, monkeypatch):
                 np.testing.assert_array_equal(scores, alone.predict(IMAGES[:35]))
     for one, expected in ((other, others), (trainer, found[0])):
         np.testing.assert_array_equal(one.predict(IMAGES[:35]), expected)
+    other.fit(IMAGES[:35], LABELS[:35], batch_size=35)  # for which helpers let the weights go
+    np.testing.assert_array_equal(trainer.predict(IMAGES[:35]), found[0])
+    assert asked[-2:] == ["lanes", "scores"]
     assert len(helpers.all) == 2  # none has failed, whose part threads would do
+
+
+def test_weights_are_let_go_for_training(helpers):
+    trainer = trainer_of(MODELS["per-sample"])
+    come(helpers, trainer)
+    trainer.predict(IMAGES[:35])
+    trainer.fit(IMAGES[:35], LABELS[:35], batch_size=35)
+    with helpers.lent(trainer.executor, 2) as lent:
+        lent[0].channel.hand("scores", helpers.known[trainer.executor], (), IMAGES[:4], [0, 4])
+        with pytest.raises(Lost, match="TypeError"):
+            lent[0].answer()
 
 
 def test_who_only_predicts_is_helped(helpers, asked, monkeypatch):

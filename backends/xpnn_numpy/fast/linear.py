@@ -39,11 +39,8 @@ def dense(
     shape, in_shape = y.shape, x.shape
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        d, dx, dweight = (
-            fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape),
-            None,
-            np.empty_like(matrix),
-        )
+        d = fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape)
+        dx, dweight = None, np.empty_like(matrix)
         if input_gradient:
             dx = np.empty(in_shape, rows.dtype)
             _multiply(d, d.shape[1], 1, matrix, none, dx.reshape(rows.shape))
