@@ -19,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COMPILED = ""  # kernels, as XPNN_KERNELS calls them
 VALUES = "tests/ops/test_values.py"
+GRADIENT = VALUES + "::test_gradient[{}]"
 CASES = "tests/test_cases.py"
 CASE = CASES + "::test_results[numpy-{}]"  # one alone, where all of them would be compiled for it
+SHARED = "tests/backends/test_numpy_team.py::test_shared_work_gives_the_same_bits[{}]"
 EXECUTOR = "tests/backends/test_numpy_executor.py"
 GRAPHS = "tests/backends/test_cupy_executor.py"
 NETWORK = "tests/parity/test_network.py"
@@ -39,25 +41,25 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         '{"weight": dweight * 0}',
     ),
     "conv bias gradient dropped": (
-        VALUES,
+        GRADIENT.format("conv-plain"),
         "src/xpnn/ops/convolution.py",
         "dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))\n        return dx, dweight",
         "dbias = None if bias is None else 0 * ops.total(dy, tuple(range(dy.ndim - 1)))\n        return dx, dweight",
     ),
     "dense bias gradient dropped": (
-        VALUES,
+        GRADIENT.format("dense-plain"),
         "src/xpnn/ops/linear.py",
         "else ops.total(d, 0)",
         "else 0 * ops.total(d, 0)",
     ),
     "ReLU mask forgotten": (
-        VALUES,
+        GRADIENT.format("relu-plain"),
         "src/xpnn/ops/activation.py",
         "lambda dy: dy * xp.astype(y > 0, dy.dtype)",
         "lambda dy: dy",
     ),
     "tied maxima all get the gradient": (
-        VALUES,
+        VALUES + "::test_first_maximum_gets_the_gradient",
         "src/xpnn/ops/pool.py",
         "hit = (x[inputs] == y[outputs]) & open_",
         "hit = x[inputs] == y[outputs]",
@@ -86,7 +88,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride",
         "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1])[::-1], stride",
     ),
-    "a shortcut without gradient": (VALUES, "src/xpnn/ops/joined.py", "dshortcut[0] if dshortcut else None", "None"),
+    "a shortcut without gradient": (
+        VALUES + "::test_joined_relu_is_one_after_the_other",
+        "src/xpnn/ops/joined.py",
+        "dshortcut[0] if dshortcut else None",
+        "None",
+    ),
     "a joined shortcut ends the way back": (
         "tests/train/test_lowering.py",
         "src/xpnn/train/lowering.py",
@@ -106,13 +113,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         'builder.fcmp_unordered("<=", a, zero)',
     ),
     "compiled: a tile adds the shortcut of another": (
-        "tests/backends/test_numpy_fast.py::test_relu_of_responses",
+        "tests/backends/test_numpy_fast.py::test_relu_of_responses[tiles-True-False-float32]",
         "backends/xpnn_numpy/fast/_winograd.py",
         "_places(builder, builder.gep(other, [to]), below, beside, 2)",
         "_places(builder, other, below, beside, 2)",
     ),
     "tied phases: the last gets the gradient": (
-        VALUES,
+        VALUES + "::test_joined_is_one_after_the_other",
         "src/xpnn/ops/joined.py",
         "xp.astype(a >= b, prize.dtype)",
         "xp.astype(a > b, prize.dtype)",
@@ -214,25 +221,25 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "in made else 0 * mean",
     ),
     "helpers predict with weights that are not folded": (
-        "tests/backends/test_numpy_helpers.py",
+        "tests/backends/test_numpy_helpers.py::test_the_bits_of_threads",
         "backends/xpnn_numpy/executor.py",
         "helper.unseen(ready.version, *given)",
         'helper.unseen(ready.version, self._tree(state["weights"]), given[1])',
     ),
     "helpers predict with the weights of another state": (
-        "tests/backends/test_numpy_helpers.py",
+        "tests/backends/test_numpy_helpers.py::test_weights_are_shown_once",
         "backends/xpnn_numpy/helpers.py",
         "if self.seen == version:",
         "if self.seen:",
     ),
     "compiled: runs of two are not added": (
-        "tests/backends/test_numpy_team.py",
+        SHARED.format("conv-shapes5-options5"),
         "backends/xpnn_numpy/fast/_product.py",
         "for many in (8, 4, 2, 1):",
         "for many in (8, 4, 1):",
     ),
     "compiled: a tile's edge is read as it lies": (
-        "tests/backends/test_numpy_team.py",
+        SHARED.format("conv-shapes0-options0"),
         "backends/xpnn_numpy/fast/_winograd.py",
         "(0 <= first + i < size) << i",
         "(first + i < size) << i",
@@ -280,13 +287,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "                    sums",
     ),
     "compiled: only the last terms of a dense layer": (
-        "tests/backends/test_numpy_fast.py::test_dense_in_panels",
+        "tests/backends/test_numpy_fast.py::test_dense_in_panels[shape2-17-False-float32]",
         "backends/xpnn_numpy/fast/linear.py",
         "line[v] += product[v]",
         "line[v] = product[v]",
     ),
     "what the ReLU of a residual block cut off has a gradient": (
-        VALUES,
+        GRADIENT.format("conv_relu-shortcut"),
         "src/xpnn/ops/activation.py",
         "        d = dy if through is None else through(dy)[0]\n",
         "        d = dy\n",
@@ -334,13 +341,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "for start, stop in list(pairwise(cuts[i]))[: max(1, len(cuts[i]) - 2)]:",
     ),
     "a layer's own fault taken for an inherited one": (
-        NETWORK,
+        NETWORK + "::test_float64_is_judged_in_its_own_units",
         "src/xpnn/parity/network.py",
         '"own" if own > most else',
         '"own" if own > 1e9 else',
     ),
     "choices that rounding turned are left in": (
-        NETWORK,
+        NETWORK + "::test_choices_turned_by_rounding_are_left_out_and_counted",
         "src/xpnn/parity/network.py",
         "keep[path] = ~out",
         "keep[path] = out | ~out",
@@ -352,7 +359,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "of_normal = n",
     ),
     "the drift of trainings judged by the median alone": (
-        "tests/parity/test_drift.py",
+        "tests/parity/test_drift.py::test_a_fault_that_begins_late_is_refused",
         "src/xpnn/parity/drift.py",
         "self.median <= FACTOR and self.last <= FACTOR",
         "self.median <= FACTOR",
@@ -479,13 +486,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     ),
     "one bad picture passes unnoticed": ("tests/cli/test_predict.py", "src/xpnn/cli/predict.py", "failed += 1", "pass"),
     "the page forgets dilation": (
-        "tests/pictures/test_explain.py",
+        "tests/pictures/test_explain.py::test_every_sum_of_the_page_is_what_the_network_computed[2D]",
         "src/xpnn/pictures/explain.html",
         "- o.before[i] + tap[i] * o.dilation[i]",
         "- o.before[i] + tap[i]",
     ),
     "the page's clicks are off": (
-        "tests/pictures/test_explain.py",
+        "tests/pictures/test_explain.py::test_clicks_and_keys_choose_the_pixel_they_point_at",
         "src/xpnn/pictures/explain.html",
         "(event.clientX - box.left) / box.width * node.width",
         "(event.clientX - box.left) / box.width",
