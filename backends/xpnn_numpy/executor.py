@@ -12,9 +12,9 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +34,8 @@ from xpnn_numpy.lanes import LANES, LEAST, LEAST_HELPED, MOST, Crew, Joined, Mee
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
 
+Cuts = tuple[int, ...]
+"""Where parts begin, and where the last one ends."""
 PIECE_BYTES = 1 << 23
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
 Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
@@ -148,9 +150,10 @@ class PiecesExecutor(Executor):
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n = len(images)
-        pieces = max(self._lanes_of(n), self._pieces(n)) if self.divisible else 1
-        if pieces == 1 and not self.backend.compiled:
-            return super()._scores(state, images)
+        pieces = max(self._lanes_of(n), _pieces(n, self._most())) if self.divisible else 1
+        if pieces == 1:
+            with self.backend.sharing(self.crew.threads):
+                return super()._scores(state, images)
         ready, cuts = self._ready(state), _cuts(n, pieces)
         given = ready.weights, state["stats"]
         if self.backend.compiled:
@@ -161,7 +164,7 @@ class PiecesExecutor(Executor):
                 bounds = _cuts(pieces, len(lent) + 1)
                 for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
                     first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
-                    its = [at - first for at in cuts[a : b + 1]]
+                    its = tuple(at - first for at in cuts[a : b + 1])
                     helper.channel.hand("scores", helpers.known[self], helper.unseen(ready.version, *given), part, its)
                 own = self.scores(*given, images, cuts[: bounds[1] + 1])
                 return np.concatenate([own, *(helper.answer()[0] for helper in lent)])
@@ -173,7 +176,7 @@ class PiecesExecutor(Executor):
         weights: Mapping[str, Array],
         stats: Mapping[str, Array],
         images: Array,
-        cuts: list[int],
+        cuts: Cuts,
         crew: Crew | None = None,
     ) -> Array:
         """The model's output for prepared weights, piece by piece."""
@@ -196,9 +199,9 @@ class PiecesExecutor(Executor):
         least = LEAST_HELPED if self.per_sample else LEAST
         return 2 if lanes == 1 and n > 1 and n * self.sample_work >= least else lanes
 
-    def _pieces(self, n: int) -> int:
-        """The pieces of `n` samples."""
-        return int(max(1, -(-n // max(1, PIECE_BYTES // self.sample_bytes))))
+    def _most(self) -> int:
+        """How many samples a piece has at the most."""
+        return int(max(1, PIECE_BYTES // self.sample_bytes))
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
@@ -206,20 +209,17 @@ class PiecesExecutor(Executor):
         """The flat gradient of each lane; the new statistics, the sum of the loss and of right answers."""
         n = len(images)
         lanes = self._count(n)
-        cuts = [
-            [a + at for at in _cuts(b - a, self._pieces(b - a) if self.per_sample else 1)]
-            for a, b in pairwise(_cuts(n, lanes))
-        ]
         given, batch = (state["weights"], state["stats"]), (images, targets, draws)
-        done = self._by_helpers(*given, batch, scale, cuts) if lanes > 1 else None
+        cuts = _lane_cuts(n, lanes, self._most() if self.per_sample else n)
+        done = self._by_helpers(*given, batch, scale, cuts) if lanes > 1 else self.lanes(*given, *batch, scale, cuts)
         if done is None:
-            with helpers.counting() if lanes > 1 else nullcontext():
+            with helpers.counting():
                 done = self.lanes(*given, *batch, scale, cuts, self._crew(n))
         flats, stats, losses, rights = done
         return flats, stats, _sum(losses), _sum(rights)
 
     def _by_helpers(
-        self, weights: Array, stats: Mapping[str, Array], batch: Any, scale: Array, cuts: list[list[int]]
+        self, weights: Array, stats: Mapping[str, Array], batch: Any, scale: Array, cuts: Sequence[Cuts]
     ) -> Lanes | None:
         """As `lanes`, with the sum of their gradients alone; None where there are no helpers."""
         with suppress(Lost), self._help(len(cuts)) as lent:
@@ -228,7 +228,7 @@ class PiecesExecutor(Executor):
             own, *others = [cuts[a:b] for a, b in pairwise(_cuts(len(cuts), len(lent) + 1))]
             for helper, its in zip(lent, others, strict=True):
                 first, part = its[0][0], _part(batch, its[0][0], its[-1][-1])
-                task = weights, stats, *part, scale, [[at - first for at in lane] for lane in its]
+                task = weights, stats, *part, scale, [tuple(at - first for at in lane) for lane in its]
                 helper.seen = None  # it keeps no weights of an old state
                 helper.channel.hand("lanes", helpers.known[self], *task)
 
@@ -280,7 +280,7 @@ class PiecesExecutor(Executor):
         targets: Array,
         draws: Mapping[str, Array],
         scale: Array,
-        cuts: list[list[int]],
+        cuts: Sequence[Cuts],
         crew: Crew | None = None,
         joined: Joined | None = None,
     ) -> Lanes:
@@ -296,7 +296,8 @@ class PiecesExecutor(Executor):
 
         def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
             ops = self._ops[i] if meets else self.backend.ops
-            new, loss, right = dict[str, Array](), None, None
+            new: dict[str, Array] = {}
+            loss = right = None
             for start, stop in pairwise(cuts[i]):
                 run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
                 scores, new, backward = self.program.apply(tree, stats, images[start:stop], run)
@@ -352,9 +353,21 @@ def keep_memory() -> None:
             mallopt(option, size)
 
 
-def _cuts(n: int, parts: int) -> list[int]:
+def _pieces(n: int, most: int) -> int:
+    """The pieces, of at most so many, of `n` samples."""
+    return max(1, -(-n // max(1, most)))
+
+
+@lru_cache(maxsize=4096)
+def _cuts(n: int, parts: int) -> Cuts:
     """Where so many parts of `n` begin and end."""
-    return [n * i // parts for i in range(parts + 1)]
+    return tuple(n * i // parts for i in range(parts + 1))
+
+
+@lru_cache(maxsize=4096)
+def _lane_cuts(n: int, lanes: int, most: int) -> tuple[Cuts, ...]:
+    """Where the pieces, of at most so many samples, of each lane begin and end."""
+    return tuple(tuple(a + at for at in _cuts(b - a, _pieces(b - a, most))) for a, b in pairwise(_cuts(n, lanes)))
 
 
 def _part(batch: Any, start: int, stop: int) -> Any:

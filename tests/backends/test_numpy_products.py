@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from xpnn_numpy.kernels import _products
-from xpnn_numpy.kernels._products import LOCKED, multiply, multiply_across
+from xpnn_numpy.kernels._products import LOCKED, LONG, multiply, multiply_across
 
 
 def numbers(*shape, seed=0):
@@ -65,8 +65,16 @@ def test_no_long_product_makes_so_few_numbers_that_the_lock_is_kept(small, monke
     """NumPy lets others go on where a product makes more than `LOCKED` numbers, however many it adds up."""
     sizes, matmul = [], np.matmul
     monkeypatch.setattr(np, "matmul", lambda a, b: sizes.append(result := matmul(a, b)) or result)
-    multiply_across(numbers(50_000, columns), numbers(50_000, channels))
+    rows = max(50_000, LONG // (columns * channels))
+    multiply_across(numbers(rows, columns), numbers(rows, channels))
     assert sizes[0].size > LOCKED
+
+
+@pytest.mark.parametrize("rows", [2 * _products.LEAST_ROWS, 676])
+def test_a_short_product_is_one_call(small, rows):
+    """That of one image of 28 × 28 would take twice as long in runs, and nobody waits for it."""
+    a, b = numbers(rows, 9), numbers(rows, 16)
+    np.testing.assert_array_equal(multiply_across(a, b), a.T @ b)
 
 
 def test_a_few_rows_are_no_stack(small):

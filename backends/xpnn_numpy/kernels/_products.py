@@ -17,8 +17,8 @@ from xpnn_numpy.kernels._rows import Host
 
 LEAST_ROWS = 32
 """Of a run: with fewer, a call for each takes longer than a copy of the factors."""
-LOCKED = 500
-"""Numbers up to which NumPy keeps the lock."""
+LOCKED, LONG = 500, 1 << 20
+"""Numbers up to which NumPy keeps the lock, and multiply-adds from which on that is long."""
 
 
 def multiply(a: Host, b: Host, out: Host) -> Host:
@@ -41,7 +41,8 @@ def multiply_across(a: Host, b: Host) -> Host:
     rows, size = a.shape[-2], a.shape[-1] * b.shape[-1]
     length = small_product() // max(size, 1)
     runs = 1 if length < LEAST_ROWS else _fewest(rows, length)
-    runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ROWS))
+    if rows * size >= LONG:
+        runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ROWS))
     if runs < 2:
         product: Host = np.matmul(a.swapaxes(-1, -2), b)
         return product

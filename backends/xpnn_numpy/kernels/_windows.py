@@ -31,7 +31,8 @@ class Windows:
     """
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
-        self.image, self.pool, self.channels, self.columns = image, pool, image.shape[-1], dict[Any, Host]()
+        self.image, self.pool, self.channels = image, pool, image.shape[-1]
+        self.columns: dict[Any, Host] = {}
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
         )

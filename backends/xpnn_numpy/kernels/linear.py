@@ -21,15 +21,18 @@ def dense(
     """See `xpnn.ops.dense`."""
     standard.check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    y = multiply(rows, weight.T, np.empty((len(rows), len(weight)), x.dtype))
+    one = len(rows) == 1  # for which BLAS is quicker than a stack of matrices or a broadcast
+    y = np.dot(rows, weight.T) if one else multiply(rows, weight.T, np.empty((len(rows), len(weight)), x.dtype))
     shape = y.shape
     if bias is not None:
         np.add(y, bias, out=y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = dy.reshape(shape)
-        dx = multiply(d, weight, np.empty(rows.shape, x.dtype)).reshape(x.shape) if input_gradient else None
-        dweight = np.dot(d.T, rows) if len(rows) == 1 else multiply_across(d, rows)  # BLAS is quicker than a broadcast
-        return dx, dweight, None if bias is None else ops.total(d, 0)
+        dx = None
+        if input_gradient:
+            dx = (np.dot(d, weight) if one else multiply(d, weight, np.empty(rows.shape, x.dtype))).reshape(x.shape)
+        dbias = None if bias is None else d[0] if one else ops.total(d, 0)
+        return dx, np.dot(d.T, rows) if one else multiply_across(d, rows), dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward

@@ -92,7 +92,7 @@ class Chain(Layer):
         """As `Sequential.apply`; nothing is shown to `run.watch`."""
         new: dict[str, Array] = {}
         backwards: list[Backward] = []
-        plain = Run(run.ops, run.training)
+        plain = Run(run.ops, run.training) if run.draws else run
         for link in self.links:
             inner = (
                 Run(run.ops, run.training, {k: run.draws[p] for k, p in link.draws})
