@@ -515,8 +515,9 @@ def main(names: list[str]) -> int:
         untouched = list(pool.map(passes, tests.values(), tests))
     for name, (test, tail) in results.items():
         print(f"ok   {name}: caught by {test}" if test else f"BAD  {name}: passes\n{tail}")
-    for good, tail in untouched:
-        print("ok   these tests pass on the unchanged copy" if good else f"BAD  the unchanged copy fails\n{tail}")
+    for kernels, (good, tail) in zip(tests, untouched, strict=True):
+        which = f"with {'compiled' if kernels == COMPILED else kernels} kernels, nothing changed"
+        print(f"ok   {which}: all {len(tests[kernels])} pass" if good else f"BAD  {which}\n{tail}")
     print(f"{sum(bool(test) for test, _ in results.values())} of {len(chosen)} mutations caught")
     return 0 if all(test for test, _ in results.values()) and all(good for good, _ in untouched) else 1
 
@@ -540,7 +541,7 @@ def caught_by(mutation: Mutation) -> tuple[str, str]:
 
 
 def passes(tests: set[str], kernels: str) -> tuple[bool, str]:
-    """Whether these tests pass on an unchanged copy, and what pytest said."""
+    """Whether these tests pass on an unchanged copy, each without those before it, and what pytest said."""
     with copied() as copy:
         status, tail = run(copy, sorted(tests), kernels) if tests else (0, "")
         return status == 0, tail

@@ -47,6 +47,16 @@ def test_an_input_is_not_written_to(ops, window):
     assert not np.shares_memory(x, y)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_of_weights_are_arrays_of_their_own(ops, n):
+    """Both ways of a residual block are handed the same `dy`."""
+    x, weight, bias = (np.ones(shape, np.float32) for shape in [(n, 5), (3, 5), 3])
+    y, backward = ops.dense(x, weight, bias)
+    dy = np.ones_like(y)
+    for gradient in backward(dy)[1:]:
+        assert not np.shares_memory(gradient, dy)
+
+
 @pytest.mark.parametrize("kernels", ["standard", "plain", ""])
 @pytest.mark.parametrize("relu", [False, True])
 def test_an_output_is_kept_for_its_relu_alone(kernels, relu, monkeypatch):

@@ -32,7 +32,7 @@ def dense(
         dx = None
         if input_gradient:
             dx = (np.dot(d, weight) if one else multiply(d, weight, np.empty(rows.shape, x.dtype))).reshape(x.shape)
-        dbias = None if bias is None else d[0] if one else ops.total(d, 0)
+        dbias = None if bias is None else d[0].copy() if one else ops.total(d, 0)
         return dx, np.dot(d.T, rows) if one else multiply_across(d, rows), dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
