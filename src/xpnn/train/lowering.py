@@ -89,16 +89,12 @@ class Chain(Layer):
         return next((i for i, link in enumerate(self.links) if link.weights), len(self.links))
 
     def apply(self, weights: Arrays, stats: Arrays, x: Array, run: Run) -> Applied:
-        """As `Sequential.apply`; nothing is shown to `run.watch`."""
+        """As `Sequential.apply`, but that it shows nothing to `run.watch`."""
         new: dict[str, Array] = {}
         backwards: list[Backward] = []
-        plain = Run(run.ops, run.training) if run.draws else run
         for link in self.links:
-            inner = (
-                Run(run.ops, run.training, {k: run.draws[p] for k, p in link.draws})
-                if link.draws and run.training
-                else plain
-            )
+            masked = run.training and link.draws
+            inner = Run(run.ops, True, {k: run.draws[p] for k, p in link.draws}) if masked else run
             try:
                 own = {k: stats[p] for k, p in link.stats} if link.stats else {}
                 x, s, part = link.layer.apply({k: weights[p] for k, p in link.weights}, own, x, inner)
