@@ -230,6 +230,7 @@ def test_steps_and_predictions_share_their_work(monkeypatch):
     trainer.fit(images[:16], labels[:16])
     for work in (
         lambda: trainer.predict(images[:16]),
+        lambda: trainer.predict(images[:6]),  # one piece
         lambda: trainer.fit(images[:16], labels[:16]),
         lambda: trainer.fit(images, labels, batch_size=64),
     ):
