@@ -173,10 +173,16 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "slice(a, m, p)",
     ),
     "NumPy's taps share with the wrong inputs": (
-        CASES,
-        "backends/xpnn_numpy/kernels/_windows.py",
-        "_outputs_last(weight)).reshape",
-        "_outputs_last(weight)[::-1]).reshape",
+        "tests/backends/test_numpy_taps.py",
+        "backends/xpnn_numpy/kernels/_taps.py",
+        "np.ascontiguousarray(taps_first).reshape",
+        "np.ascontiguousarray(taps_first[::-1]).reshape",
+    ),
+    "the second of two pixels sees what the first does": (
+        "tests/backends/test_numpy_taps.py",
+        "backends/xpnn_numpy/kernels/_taps.py",
+        "pair[1, ..., 1:, :] = weight",
+        "pair[1, ..., :-1, :] = weight",
     ),
     "NumPy's tiles: the lower line with the wrong sign": (
         "tests/backends/test_numpy_tiles.py",

@@ -62,6 +62,8 @@ GEOMETRIES = [
     ((2, 7, 8), (3, 2), (1, 2), 1, ()), ((2, 7, 8), (2, 3), (2, 1), 1, ()), ((2, 9, 9), 3, 1, (1, 2), ()),
     ((2, 9, 9), 3, 1, (2, 1), ()), ((2, 8, 9), 3, 1, 1, (2, 3)), ((2, 5, 6, 4), (3, 1, 2), 1, 1, ()),
     ((2, 5, 6, 5), 2, (1, 2, 1), (2, 1, 1), (2, 1, 2)), ((1, 4, 4), 4, 1, 1, ()), ((0, 4, 4), 3, 1, 1, ()),
+    ((2, 7, 10), (2, 3), (1, 3), 1, ()), ((2, 10, 11), 5, 1, 1, (2, 2)), ((2, 9, 10), 4, 2, 1, (2, 2)),
+    ((2, 4, 6, 9), (1, 2, 3), (1, 1, 2), 1, (2, 1, 2)), ((0, 6, 6), 3, 1, 1, (2, 2)),
 ]  # fmt: skip
 
 
@@ -94,6 +96,15 @@ def test_runs_are_copied_at_once():
     w = window("test", (14, 14), 5, 1, "valid", 1)
     runs = [Windows(np.zeros((2, 14, 14, c), np.float32), w).runs[-1].itemsize for c in (6, 1)]
     assert runs == [5 * 6 * 4, 10 * 4]
+
+
+def test_pixels_that_are_apart_are_sorted_first():
+    """What a tap of one channel sees along an image row is one value to NumPy then, too."""
+    image = np.zeros((2, 14, 14, 1), np.float32)
+    apart = [(window("test", (14, 14), 5, 1, "valid", 1), (2, 2)), (window("test", (14, 14), 5, 2, "valid", 1), ())]
+    for w, pool in apart:
+        *_, run = Windows(image, w, pool).planes.view
+        assert run.itemsize == 5 * 4
 
 
 def test_numpy_is_settled_in_each_thread_and_then_as_before():

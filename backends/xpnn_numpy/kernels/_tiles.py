@@ -134,12 +134,16 @@ class Tiles:
         lines = np.stack([dfactor[0] + outer, inner, outer - dfactor[1]])
         return lines.transpose(2, 0, 1).reshape(shape)
 
-    def by_tap(self, weight: Host) -> Host:
-        """The factor of each tap of a line, `(K, 1, 4, C_out, C)`."""
+    def spread(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
+        """The gradient of the image, from those of blocks of responses."""
         factor = self.factor(weight).reshape(4, -1, self.channels, len(weight))
-        return np.ascontiguousarray(factor.transpose(1, 0, 3, 2))[:, None]
+        by_tap = np.ascontiguousarray(factor.transpose(1, 0, 3, 2))[:, None]  # `(K, 1, 4, C_out, C)`
+        dimage = np.zeros_like(self.image)
+        for block, d in dy:
+            self._add_up(d, by_tap, block, dimage)
+        return dimage
 
-    def scatter(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
+    def _add_up(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
         """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
         d = self._products(dy)
         dcolumns = multiply(d, by_tap, np.empty((len(by_tap), *d.shape[:-1], self.channels), d.dtype))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xpnn.ops._window import Window
+from xpnn_numpy.kernels._planes import Planes, apart
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 
@@ -36,6 +37,7 @@ class Windows:
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
         )
+        self.planes = Planes(image, w, pool) if apart(w, pool, self.channels) else None
         self.runs = _runs(image.shape, image.dtype, w, pool)
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
@@ -48,7 +50,8 @@ class Windows:
             return self._copied(block).reshape(-1, self.length)
         key = block[0].start, block[1].start
         if key not in self.columns:
-            self.columns[key] = self._copied(block).reshape(self.length, -1).T
+            copied = self._copied(block) if self.planes is None else self.planes.columns(block)
+            self.columns[key] = copied.reshape(self.length, -1).T
         return self.columns[key]
 
     def _copied(self, block: Block) -> Host:
@@ -83,16 +86,6 @@ class Windows:
         """The gradient of the weights from that of the factor."""
         return dfactor.T.reshape(shape)
 
-    def by_tap(self, weight: Host) -> Host:
-        """The weights of each tap, `(K, C_out, C)`."""
-        return np.ascontiguousarray(_outputs_last(weight)).reshape(-1, len(weight), weight.shape[-1])
-
-    def scatter(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
-        """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
-        matrix = dy.reshape(-1, dy.shape[-1])
-        dcolumns = multiply(matrix, by_tap, np.empty((len(by_tap), len(matrix), self.channels), dy.dtype))
-        self.add_up(dcolumns, block, dimage)
-
     def add_up(self, dcolumns: Host, block: Block, dimage: Host) -> None:
         """Add columns, taps first, to where they were gathered."""
         part = self.under(dimage, block)
@@ -111,10 +104,10 @@ def blocks(n: int, lines: int, most: int) -> Iterator[Block]:
         yield from ((slice(i, i + 1), slice(h, min(h + step, lines))) for i in range(n) for h in range(0, lines, step))
 
 
-def _outputs_last(weight: Host) -> Host:
-    """`(*kernel, C_out, C)`; `np.moveaxis` takes five times as long."""
-    kernel = range(1, weight.ndim - 1)
-    return weight.transpose(*kernel, 0, weight.ndim - 1)
+def by_tap(weight: Host) -> Host:
+    """The weights of each tap, `(K, C_out, C)`; `np.moveaxis` would take five times as long."""
+    kernel_first = weight.transpose(*range(1, weight.ndim - 1), 0, -1)
+    return np.ascontiguousarray(kernel_first).reshape(-1, len(weight), weight.shape[-1])
 
 
 @lru_cache(maxsize=4096)

@@ -18,14 +18,13 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn_numpy.kernels._rows import Host, along, rows
+from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
 from xpnn_numpy.kernels._windows import Block, Part, Windows
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
-SHARE = 4
-"""Times the size of a block: in which the shares of the taps are added up, for each is a call of NumPy's."""
 SMALL = 1 << 12
 """Values of `dy`, as many as the input has places, of which columns take less time than such a call for each tap."""
 
@@ -76,8 +75,11 @@ def convolved(
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
-        shares, same = cut(dy, kept, SHARE * ops.column_bytes), kept if dense else plain(kept)
-        dx = of_taps(kept, shares, weight)[inner(w)] if input_gradient else None
+        dx, same = None, kept if dense else plain(kept)
+        if input_gradient and isinstance(kept, Tiles):
+            dx = kept.spread(cut(dy, kept, SHARE * ops.column_bytes), weight)[inner(w)]
+        elif input_gradient:
+            dx = of_taps(dy, w, weight, ops.column_bytes)[inner(w)]
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 
     return y, backward
@@ -100,14 +102,6 @@ def of_columns(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: H
         part = windows.across(windows.gather(block), d)
         dfactor = part if dfactor is None else np.add(dfactor, part, out=dfactor)
     return np.zeros_like(weight) if dfactor is None else windows.of_factor(dfactor, weight.shape)
-
-
-def of_taps(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: Host) -> Host:
-    """The gradient of the padded image, each tap's share added up where it was read."""
-    dimage, by_tap = np.zeros_like(windows.image), windows.by_tap(weight)
-    for block, d in dy:
-        windows.scatter(d, by_tap, block, dimage)
-    return dimage
 
 
 def cut(dy: Host, windows: Windows | Tiles, column_bytes: int) -> list[tuple[Block, Host]]:

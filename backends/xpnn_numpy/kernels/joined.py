@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.ops import joined as standard
-from xpnn.ops._window import Padding, Sizes, Window
+from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
+from xpnn_numpy.kernels._taps import of_taps
+from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels._windows import Block
 from xpnn_numpy.kernels.convolution import (
     convolved,
@@ -22,7 +24,6 @@ from xpnn_numpy.kernels.convolution import (
     inner,
     of_columns,
     of_dy,
-    of_taps,
     pad,
     plain,
     suits,
@@ -98,9 +99,14 @@ def conv_pool(
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
-            image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
+            image = _unpooled(by_block, w, size, full(w), (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
-        dx = of_taps(windows, by_block, weight)[inner(w)] if input_gradient else None
+        dx = None
+        if input_gradient and isinstance(windows, Tiles):
+            dx = windows.spread(by_block, weight)[inner(w)]
+        elif input_gradient:
+            responses = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(x), c_out), x.dtype)
+            dx = of_taps(responses, w, weight, ops.column_bytes)[inner(w)]
         return dx, of_columns(plain(windows), by_block, weight), dbias
 
     return y, backward
@@ -136,10 +142,10 @@ def _prizes(rounds: list[Host], d: Host) -> Host:
 
 
 def _unpooled(
-    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], ends: tuple[int, int], dtype: Any
+    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], pads: Pads, ends: tuple[int, int], dtype: Any
 ) -> Host:
-    """The gradient of the responses with its full padding, zero where the pool dropped one."""
-    pads, (n, c_out) = full(w), ends
+    """The gradient of the responses with a padding, zero where the pool dropped one."""
+    n, c_out = ends
     image = np.zeros((n, *(m + a + b for m, (a, b) in zip(w.out, pads, strict=True)), c_out), dtype)
     responses = image[(slice(None), *(slice(a, a + m) for m, (a, _) in zip(w.out, pads, strict=True)))]
     for phase, place in enumerate(np.ndindex(*size)):

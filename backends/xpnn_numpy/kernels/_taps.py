@@ -1,0 +1,92 @@
+"""The gradient of an input, each tap's share added up where the tap read it (Dumoulin, Visin, 2016, section 4).
+
+Such a sum runs along an image row, or along one pixel if the windows do not lie side by side. Where that is short, the
+samples of the batch are put beside each other, `(*spatial, N, C)`: to the windows they are one more axis, on which the
+kernel has one tap. Few channels make thin products as well: there two pixels side by side are taken as one with twice
+the channels, and so are two kernels, the second of which sees a pixel further on.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from xpnn.ops._window import Window
+from xpnn_numpy.kernels._products import multiply
+from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._windows import Windows
+
+SHARE = 4
+"""Times the size of a block: in which shares are added up, for each is a call of NumPy's."""
+SHORT = 128
+"""Values of a run, from which on to put samples beside each other takes longer than it saves."""
+THIN = 12
+"""Channels, from which on a product of one pixel takes less time than the zeros in that of two."""
+
+
+def of_taps(dy: Host, w: Window, weight: Host, column_bytes: int) -> Host:
+    """The gradient of the padded image `(N, *padded, C)`, from that of the responses `(N, *out, C_out)`."""
+    n, channels, by = len(dy), weight.shape[-1], _by_image(w)
+    if channels < THIN and _even(w):
+        by, weight = _by_pair(by), _paired(weight)
+        dy = dy.reshape(n, *by.out, len(weight))
+    beside = _short(by, weight.shape[-1])
+    if beside:
+        dy, by = np.ascontiguousarray(dy.transpose(*range(1, dy.ndim - 1), 0, -1))[None], _by_sample(by, n)
+    dimage, factors = np.zeros((len(dy), *by.n, weight.shape[-1]), dy.dtype), _by_tap(weight)
+    windows = Windows(dimage, by)
+    for block in windows.blocks(SHARE * column_bytes):
+        matrix = dy[block].reshape(-1, len(weight))
+        shares = multiply(matrix, factors, np.empty((len(factors), len(matrix), weight.shape[-1]), dy.dtype))
+        windows.add_up(shares, block, dimage)
+    if beside:
+        dimage = np.ascontiguousarray(dimage[0].transpose(-2, *range(len(w.n)), -1))
+    return dimage.reshape(n, *w.padded, channels)
+
+
+def _by_tap(weight: Host) -> Host:
+    """The weights of each tap, `(K, C_out, C)`; `np.moveaxis` would take five times as long."""
+    taps_first = weight.transpose(*range(1, weight.ndim - 1), 0, -1)
+    return np.ascontiguousarray(taps_first).reshape(-1, len(weight), weight.shape[-1])
+
+
+def _paired(weight: Host) -> Host:
+    """Two kernels as one that sees pairs of pixels, `(2·C_out, *kernel, 2·C)`."""
+    c_out, *lines, taps, c = weight.shape
+    pair = np.zeros((2, c_out, *lines, taps + 1, c), weight.dtype)
+    pair[0, ..., :-1, :] = weight
+    pair[1, ..., 1:, :] = weight
+    return pair.reshape(2 * c_out, *lines, (taps + 1) // 2, 2 * c)
+
+
+@lru_cache(maxsize=4096)
+def _even(w: Window) -> bool:
+    """Whether pixels can be taken two at a time, with a single zero in each kernel."""
+    side_by_side = w.stride[-1] == w.dilation[-1] == 1 < w.size[-1]
+    return side_by_side and (w.size[-1] % 2, w.padded[-1] % 2, w.out[-1] % 2) == (1, 0, 0)
+
+
+@lru_cache(maxsize=4096)
+def _short(w: Window, channels: int) -> bool:
+    """Whether sums run along few values; where no two windows see the same pixel there is nothing to sum."""
+    return not w.disjoint and channels * (w.out[-1] if w.stride[-1] == 1 else 1) < SHORT
+
+
+@lru_cache(maxsize=4096)
+def _by_image(w: Window) -> Window:
+    """The windows of the padded image."""
+    return Window(w.padded, w.size, w.stride, w.dilation, (), w.out)
+
+
+@lru_cache(maxsize=4096)
+def _by_pair(w: Window) -> Window:
+    """The windows of two pixels as one."""
+    (*lines, width), (*size, taps), (*out, places) = w.n, w.size, w.out
+    return Window((*lines, width // 2), (*size, (taps + 1) // 2), w.stride, w.dilation, (), (*out, places // 2))
+
+
+@lru_cache(maxsize=4096)
+def _by_sample(w: Window, n: int) -> Window:
+    """The windows of an image with its samples as the last axis."""
+    return Window((*w.n, n), (*w.size, 1), (*w.stride, 1), (*w.dilation, 1), (), (*w.out, n))
