@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from xpnn_numpy.kernels import _rows
+from xpnn_numpy.kernels import _planes, _rows
 from xpnn_numpy.kernels._rows import FEW, LONG, MOST, along, rectify, rows
 from xpnn_numpy.kernels._windows import Windows
 from xpnn_numpy.lanes import Crew, settled
@@ -67,6 +67,16 @@ GEOMETRIES = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Pixels are sorted however few they are."""
+    monkeypatch.setattr(_planes, "LEAST", 0)
+    _planes.apart.cache_clear()
+    yield
+    _planes.apart.cache_clear()
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("column_bytes", [1, 600, 1 << 30], ids="blocks of {} bytes".format)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("shape", "size", "stride", "dilation", "pool"), GEOMETRIES, ids=str)
@@ -98,6 +108,7 @@ def test_runs_are_copied_at_once():
     assert runs == [5 * 6 * 4, 10 * 4]
 
 
+@pytest.mark.usefixtures("few")
 def test_pixels_that_are_apart_are_sorted_first():
     """What a tap of one channel sees along an image row is one value to NumPy then, too."""
     image = np.zeros((2, 14, 14, 1), np.float32)
@@ -105,6 +116,11 @@ def test_pixels_that_are_apart_are_sorted_first():
     for w, pool in apart:
         *_, run = Windows(image, w, pool).planes.view
         assert run.itemsize == 5 * 4
+
+
+def test_few_pixels_are_not_sorted():
+    w = window("test", (28, 28), 3, 1, "valid", 1)
+    assert [Windows(np.zeros((n, 28, 28, 1)), w, (2, 2)).planes is None for n in (1, 2)] == [True, False]
 
 
 def test_numpy_is_settled_in_each_thread_and_then_as_before():

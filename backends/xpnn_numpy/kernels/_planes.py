@@ -19,11 +19,15 @@ from xpnn_numpy.kernels._rows import Host
 Shape = tuple[int, ...]
 
 
+LEAST = 12_000
+"""Numbers of all columns, from which on the calls for it take less time than it saves."""
+
+
 @lru_cache(maxsize=4096)
-def apart(w: Window, pool: Shape, channels: int) -> bool:
-    """Whether windows are such, with no places between their taps, and with rows of outputs."""
-    step = w.stride[-1] * (pool[-1] if pool else 1)
-    return channels == 1 and step > 1 and len(w.out) > 1 and set(w.dilation) == {1}
+def apart(w: Window, pool: Shape, n: int, channels: int) -> bool:
+    """Whether windows of `n` images are such, in rows, with no pixels between their taps, and enough of them."""
+    step, numbers = w.stride[-1] * (pool[-1] if pool else 1), n * prod(w.size) * prod(w.out)
+    return channels == 1 and step > 1 and len(w.out) > 1 and set(w.dilation) == {1} and numbers >= LEAST
 
 
 class Planes:

@@ -37,7 +37,7 @@ class Windows:
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
         )
-        self.planes = Planes(image, w, pool) if apart(w, pool, self.channels) else None
+        self.planes = Planes(image, w, pool) if apart(w, pool, len(image), self.channels) else None
         self.runs = _runs(image.shape, image.dtype, w, pool)
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
