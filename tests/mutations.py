@@ -184,6 +184,18 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "pair[1, ..., 1:, :] = weight",
         "pair[1, ..., :-1, :] = weight",
     ),
+    "every other pixel of a row twice": (
+        "tests/backends/test_numpy_runs.py",
+        "backends/xpnn_numpy/kernels/_planes.py",
+        "image[..., i::step, 0]",
+        "image[..., ::step, 0]",
+    ),
+    "the places of a band see the same pixels": (
+        "tests/backends/test_numpy_bands.py",
+        "backends/xpnn_numpy/kernels/_bands.py",
+        "p + s * r for p, s, r",
+        "p + 0 * s * r for p, s, r",
+    ),
     "NumPy's tiles: the lower line with the wrong sign": (
         "tests/backends/test_numpy_tiles.py",
         "backends/xpnn_numpy/kernels/_tiles.py",

@@ -13,7 +13,7 @@ from typing import Any
 
 from xpnn_numpy.kernels.activation import add, relu, tanh
 from xpnn_numpy.kernels.convolution import conv
-from xpnn_numpy.kernels.joined import conv_pool, conv_relu
+from xpnn_numpy.kernels.joined import conv_avg_pool, conv_pool, conv_relu
 from xpnn_numpy.kernels.linear import dense
 from xpnn_numpy.kernels.loss import softmax_cross_entropy
 from xpnn_numpy.kernels.norm import batch_norm
@@ -26,6 +26,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = {
     "conv": conv,
     "conv_relu": conv_relu,
     "conv_pool": conv_pool,
+    "conv_avg_pool": conv_avg_pool,
     "dense": dense,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,

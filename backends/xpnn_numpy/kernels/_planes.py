@@ -19,7 +19,7 @@ from xpnn_numpy.kernels._rows import Host
 Shape = tuple[int, ...]
 
 
-LEAST = 12_000
+LEAST = 20_000
 """Numbers of all columns, from which on the calls for it take less time than it saves."""
 
 

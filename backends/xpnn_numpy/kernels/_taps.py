@@ -3,7 +3,8 @@
 Such a sum runs along an image row, or along one pixel if the windows do not lie side by side. Where that is short, the
 samples of the batch are put beside each other, `(*spatial, N, C)`: to the windows they are one more axis, on which the
 kernel has one tap. Few channels make thin products as well: there two pixels side by side are taken as one with twice
-the channels, and so are two kernels, the second of which sees a pixel further on.
+the channels, and so are two kernels, the second of which sees a pixel further on. What is not finite in the gradient of
+the responses then reaches one pixel more.
 """
 
 from __future__ import annotations

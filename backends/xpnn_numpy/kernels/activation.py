@@ -48,10 +48,13 @@ def tanh(ops: Ops, x: Host) -> Result:
     y = np.tanh(x)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
-        if not input_gradient:
-            return (None,)
-        dx = np.multiply(y, y)
-        np.subtract(1, dx, out=dx)
-        return (np.multiply(dx, dy, out=dx),)
+        return (of_tanh(y, dy) if input_gradient else None,)
 
     return y, backward
+
+
+def of_tanh(y: Host, dy: Host) -> Host:
+    """The gradient of what has the hyperbolic tangent `y`: `(1 - y²)·dy`."""
+    dx = np.multiply(y, y)
+    np.subtract(1, dx, out=dx)
+    return np.multiply(dx, dy, out=dx)

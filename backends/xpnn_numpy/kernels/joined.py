@@ -6,6 +6,7 @@ ReLU comes block by block; for a max-pool columns are gathered phase-major: one 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ import numpy as np
 from xpnn.ops import joined as standard
 from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn.ops.convolution import geometry
+from xpnn_numpy.kernels._bands import Bands, banded
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
 from xpnn_numpy.kernels._taps import of_taps
 from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels._windows import Block
+from xpnn_numpy.kernels.activation import of_tanh
 from xpnn_numpy.kernels.convolution import (
     convolved,
     full,
@@ -105,9 +108,65 @@ def conv_pool(
         if input_gradient and isinstance(windows, Tiles):
             dx = windows.spread(by_block, weight)[inner(w)]
         elif input_gradient:
-            responses = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(x), c_out), x.dtype)
-            dx = of_taps(responses, w, weight, ops.column_bytes)[inner(w)]
+            dx = _of_taps(ops, by_block, w, size, x, weight)
         return dx, of_columns(plain(windows), by_block, weight), dbias
+
+    return y, backward
+
+
+def conv_avg_pool(
+    ops: Ops,
+    x: Host,
+    weight: Host,
+    bias: Host | None = None,
+    *,
+    pool: Sizes,
+    activation: str,
+    stride: Sizes = 1,
+    padding: Padding = "valid",
+    dilation: Sizes = 1,
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
+    """See `xpnn.ops.conv_avg_pool`; where it is not done in bands, it is the standard body itself."""
+    if x.shape[-1:] == (1,):
+        _, w = geometry("conv_avg_pool", x, weight, bias, stride, padding, dilation)
+        size, tanh = standard.pooled("conv_avg_pool", w, pool).size, standard.checked(activation) == "tanh"
+        if banded(w, size, len(x), len(weight)):
+            return _averaged(ops, x, weight, bias, w, size, tanh)
+    return standard.conv_avg_pool(
+        ops, x, weight, bias, pool=pool, activation=activation, stride=stride, padding=padding, dilation=dilation
+    )
+
+
+def _averaged(
+    ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, size: tuple[int, ...], tanh: bool
+) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
+    """A convolution of one channel, activation and average, in bands."""
+    bands = Bands(pad(np.ascontiguousarray(x), w.pads), w, size, weight)
+    places, c_out = prod(size), len(weight)
+    y, done = np.empty((len(x), *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
+    for block in bands.blocks(ops.column_bytes):
+        planes, active = bands.respond(block)
+        if bias is not None:
+            np.add(active, bias[:, None], out=active)
+        if tanh:
+            np.tanh(active, out=active)
+        else:
+            rectify(active, out=active)
+        np.divide(np.add.reduce(active, 0), places, out=y[block].reshape(-1, c_out).T)
+        done.append((block, planes, active))
+
+    def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
+        dy, ds, dfactors = np.ascontiguousarray(dy), [], []
+        for block, planes, active in done:
+            d = np.divide(dy[block].reshape(-1, c_out).T, places, out=np.empty_like(active[0]))
+            ds.append(of_tanh(active, d) if tanh else np.multiply(d, active > 0))
+            dfactors.append(bands.across(planes, ds[-1]))
+        dbias = None if bias is None else reduce(np.add, (np.add.reduce(d, (0, 2)) for d in ds))
+        dx = None
+        if input_gradient:
+            by_block = [(block, bands.in_order(d, block)) for (block, *_), d in zip(done, ds, strict=True)]
+            dx = _of_taps(ops, by_block, w, size, x, weight)
+        return dx, bands.of_factor(reduce(np.add, dfactors)), dbias
 
     return y, backward
 
@@ -139,6 +198,14 @@ def _prizes(rounds: list[Host], d: Host) -> Host:
             shared[-1] = prizes[-1]
         prizes = shared
     return prizes
+
+
+def _of_taps(
+    ops: Ops, by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], x: Host, weight: Host
+) -> Host:
+    """The gradient of the input, tap by tap."""
+    dy = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(x), len(weight)), x.dtype)
+    return of_taps(dy, w, weight, ops.column_bytes)[inner(w)]
 
 
 def _unpooled(

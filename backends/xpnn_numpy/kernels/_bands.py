@@ -1,0 +1,80 @@
+"""Convolutions of one channel under a pool: the places of the pool's windows as channels of one product.
+
+Each of the P places sees its own part of what all of them see: their kernels, moved apart, are one kernel of P·C_out
+channels over the whole. One channel and few kernels make a thin product; this one is less so, and of the pixels that
+several places see there is one copy (`_planes`). Channels come first, as planes do: what is done to all responses, and
+their sum over the places, runs along whole arrays.
+
+A window that sees an infinite pixel has no number for its average, though each of its places may have one: the kernel
+of one has zeros where others see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from xpnn.ops._window import Window
+from xpnn_numpy.kernels._planes import Planes, apart
+from xpnn_numpy.kernels._products import multiply, multiply_across
+from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._windows import Block, blocks
+
+MOST = 9
+"""Kernels, from which on the zeros between them take longer than is saved."""
+
+
+@lru_cache(maxsize=4096)
+def banded(w: Window, pool: tuple[int, ...], n: int, c_out: int) -> bool:
+    """Whether a convolution of `n` images of one channel under a pool is done so."""
+    return c_out < MOST and apart(w, pool, n, 1)
+
+
+class Bands:
+    """The windows of a contiguous, padded image `(N, *n, 1)` and kernels, as a product of planes for each block."""
+
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], weight: Host) -> None:
+        self.planes, self.w, self.pool, self.n = Planes(image, w, pool), w, pool, len(image)
+        self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True))
+        self.factor = np.zeros((*pool, len(weight), *self.planes.reach), weight.dtype)
+        self._kernels(self.factor)[...] = weight[..., 0]
+
+    def _kernels(self, factor: Host) -> Host:
+        """Where in such a factor the kernels are: a view, `(*pool, C_out, *kernel)`."""
+        axes, strides = len(self.pool), factor.strides
+        places = (p + s * r for p, s, r in zip(strides, self.w.stride, strides[axes + 1 :], strict=False))
+        shape = *factor.shape[: axes + 1], *self.w.size
+        return np.ndarray(shape, factor.dtype, factor, strides=(*places, *strides[axes:]))
+
+    def blocks(self, column_bytes: int) -> Iterator[Block]:
+        """The outputs in blocks whose planes and responses take so much, or one line of one sample."""
+        height, channels = prod(self.planes.reach), prod(self.factor.shape[: len(self.pool) + 1])
+        line = (height + channels) * prod(self.out[1:]) * self.factor.itemsize
+        return blocks(self.n, self.out[0], column_bytes // max(line, 1))
+
+    def respond(self, block: Block) -> tuple[Host, Host]:
+        """The planes of a block, `(K, rows)`, and its responses, `(P, C_out, rows)`."""
+        planes = self.planes.seen(block).reshape(prod(self.planes.reach), -1)
+        factor = self.factor.reshape(-1, len(planes))
+        responses = np.empty((len(factor), planes.shape[1]), planes.dtype)
+        multiply(planes.T, factor.T, responses.T)
+        return planes, responses.reshape(prod(self.pool), -1, planes.shape[1])
+
+    def in_order(self, responses: Host, block: Block) -> Host:
+        """Responses of a block with channels last: a view, `(P, N, *out, C_out)`."""
+        samples, lines = (len(range(*part.indices(m))) for part, m in zip(block, (self.n, self.out[0]), strict=True))
+        shape = *responses.shape[:2], samples, lines, *self.out[1:]
+        return responses.reshape(shape).transpose(0, *range(2, len(shape)), 1)
+
+    def across(self, planes: Host, d: Host) -> Host:
+        """The gradient of the factor, transposed, from that of a block's responses."""
+        return multiply_across(planes.T, d.reshape(-1, planes.shape[1]).T)
+
+    def of_factor(self, dfactor: Host) -> Host:
+        """The gradient of the weights from that of the factor, transposed."""
+        kernels = self._kernels(np.ascontiguousarray(dfactor.T).reshape(self.factor.shape))
+        dweight: Host = np.add.reduce(kernels, tuple(range(len(self.pool))))
+        return dweight[..., None]
