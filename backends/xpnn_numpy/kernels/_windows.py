@@ -32,7 +32,7 @@ class Windows:
     """
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
-        self.image, self.pool, self.channels = image, pool, image.shape[-1]
+        self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
         self.columns: dict[Any, Host] = {}
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
@@ -62,14 +62,6 @@ class Windows:
         copied = np.ascontiguousarray(np.ndarray(shape, run, self.image, strides=strides)[(*before, *block)])
         return copied.view(self.image.dtype)
 
-    def under(self, image: Host, block: Block) -> Host:
-        """What lies in an image like this one under the windows of a block, a view."""
-        shape, strides = (*self.pool, len(image), *self.out, *self.kernel), self.places + self.taps
-        if 0 in shape:
-            return np.empty(shape, image.dtype)
-        every = (slice(None),) * len(self.pool)
-        return np.ndarray(shape, image.dtype, image, strides=strides)[(*every, *block)]
-
     def factor(self, weight: Host) -> Host:
         """What columns are multiplied by, `(K·C, C_out)`."""
         return weight.reshape(len(weight), -1).T
@@ -86,12 +78,15 @@ class Windows:
         """The gradient of the weights from that of the factor."""
         return dfactor.T.reshape(shape)
 
-    def add_up(self, dcolumns: Host, block: Block, dimage: Host) -> None:
-        """Add columns, taps first, to where they were gathered."""
-        part = self.under(dimage, block)
-        for tap, dcolumn in zip(np.ndindex(*self.kernel[:-1]), dcolumns, strict=True):
-            under = part[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
-            under += dcolumn.reshape(under.shape)
+    def add_up(self, shares: Host, block: Block, dimage: Host) -> None:
+        """Add the shares of the taps to where they were read, in an image like this one; without a pool."""
+        shape, strides = (len(dimage), *self.out, *self.kernel), self.places + self.taps
+        if 0 in shape:
+            return
+        under = np.ndarray(shape, dimage.dtype, dimage, strides=strides)[block]
+        for tap, share in zip(np.ndindex(*self.kernel[:-1]), shares, strict=True):
+            read = under[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
+            read += share.reshape(read.shape)
 
 
 def blocks(n: int, lines: int, most: int) -> Iterator[Block]:
@@ -102,12 +97,6 @@ def blocks(n: int, lines: int, most: int) -> Iterator[Block]:
     else:
         step = max(1, most)
         yield from ((slice(i, i + 1), slice(h, min(h + step, lines))) for i in range(n) for h in range(0, lines, step))
-
-
-def by_tap(weight: Host) -> Host:
-    """The weights of each tap, `(K, C_out, C)`; `np.moveaxis` would take five times as long."""
-    kernel_first = weight.transpose(*range(1, weight.ndim - 1), 0, -1)
-    return np.ascontiguousarray(kernel_first).reshape(-1, len(weight), weight.shape[-1])
 
 
 @lru_cache(maxsize=4096)

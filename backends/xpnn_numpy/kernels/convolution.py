@@ -75,11 +75,8 @@ def convolved(
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
-        dx, same = None, kept if dense else plain(kept)
-        if input_gradient and isinstance(kept, Tiles):
-            dx = kept.spread(cut(dy, kept, SHARE * ops.column_bytes), weight)[inner(w)]
-        elif input_gradient:
-            dx = of_taps(dy, w, weight, ops.column_bytes)[inner(w)]
+        same = kept if dense else plain(kept)
+        dx = of_responses(ops, dy, kept, weight) if input_gradient else None
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 
     return y, backward
@@ -102,6 +99,15 @@ def of_columns(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: H
         part = windows.across(windows.gather(block), d)
         dfactor = part if dfactor is None else np.add(dfactor, part, out=dfactor)
     return np.zeros_like(weight) if dfactor is None else windows.of_factor(dfactor, weight.shape)
+
+
+def of_responses(ops: Ops, dy: Host, windows: Windows | Tiles, weight: Host) -> Host:
+    """The gradient of the input from that of all responses, each tap's share added up where it was read."""
+    if isinstance(windows, Tiles):
+        dimage = windows.spread(cut(dy, windows, SHARE * ops.column_bytes), weight)
+    else:
+        dimage = of_taps(dy, windows.w, weight, ops.column_bytes)
+    return dimage[inner(windows.w)]
 
 
 def cut(dy: Host, windows: Windows | Tiles, column_bytes: int) -> list[tuple[Block, Host]]:

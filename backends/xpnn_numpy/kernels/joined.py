@@ -6,7 +6,7 @@ ReLU comes block by block; for a max-pool columns are gathered phase-major: one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import lru_cache, reduce
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,14 @@ from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._bands import Bands, banded
 from xpnn_numpy.kernels._rows import Host, along, rectify, rows
-from xpnn_numpy.kernels._taps import of_taps
-from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels._windows import Block
 from xpnn_numpy.kernels.activation import of_tanh
 from xpnn_numpy.kernels.convolution import (
     convolved,
     full,
-    inner,
     of_columns,
     of_dy,
+    of_responses,
     pad,
     plain,
     suits,
@@ -104,11 +102,7 @@ def conv_pool(
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
             image = _unpooled(by_block, w, size, full(w), (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
-        dx = None
-        if input_gradient and isinstance(windows, Tiles):
-            dx = windows.spread(by_block, weight)[inner(w)]
-        elif input_gradient:
-            dx = _of_taps(ops, by_block, w, size, x, weight)
+        dx = _of_phases(ops, by_block, w, size, windows.image, weight) if input_gradient else None
         return dx, of_columns(plain(windows), by_block, weight), dbias
 
     return y, backward
@@ -141,7 +135,8 @@ def _averaged(
     ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, size: tuple[int, ...], tanh: bool
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution of one channel, activation and average, in bands."""
-    bands = Bands(pad(np.ascontiguousarray(x), w.pads), w, size, weight)
+    image = pad(np.ascontiguousarray(x), w.pads)
+    bands = Bands(image, w, size, weight)
     places, c_out = prod(size), len(weight)
     y, done = np.empty((len(x), *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
     for block in bands.blocks(ops.column_bytes):
@@ -165,7 +160,7 @@ def _averaged(
         dx = None
         if input_gradient:
             by_block = [(block, bands.in_order(d, block)) for (block, *_), d in zip(done, ds, strict=True)]
-            dx = _of_taps(ops, by_block, w, size, x, weight)
+            dx = _of_phases(ops, by_block, w, size, image, weight)
         return dx, bands.of_factor(reduce(np.add, dfactors)), dbias
 
     return y, backward
@@ -200,12 +195,21 @@ def _prizes(rounds: list[Host], d: Host) -> Host:
     return prizes
 
 
-def _of_taps(
-    ops: Ops, by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], x: Host, weight: Host
+def _of_phases(
+    ops: Ops, by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], image: Host, weight: Host
 ) -> Host:
-    """The gradient of the input, tap by tap."""
-    dy = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(x), len(weight)), x.dtype)
-    return of_taps(dy, w, weight, ops.column_bytes)[inner(w)]
+    """The gradient of the input, from those of the phases of blocks."""
+    w = _pooled_part(w, size)
+    dy = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(image), len(weight)), image.dtype)
+    return of_responses(ops, dy, windows_of(image, w, len(weight)), weight)
+
+
+@lru_cache(maxsize=4096)
+def _pooled_part(w: Window, size: tuple[int, ...]) -> Window:
+    """The windows whose responses a pool does not drop."""
+    return Window(
+        w.n, w.size, w.stride, w.dilation, w.pads, tuple(m // p * p for m, p in zip(w.out, size, strict=True))
+    )
 
 
 def _unpooled(
