@@ -11,18 +11,18 @@ from xpnn.ops._window import window
 
 @pytest.fixture
 def made(monkeypatch):
-    """Bands however few pixels there are; the shapes of the images that they are made of."""
+    """Bands however few pixels there are; the windows that they are made for."""
     monkeypatch.setattr(_planes, "LEAST", 1)
-    shapes = []
+    windows = []
 
-    def noting(image, *rest):
-        shapes.append(image.shape)
-        return Bands(image, *rest)
+    def noting(w, *rest):
+        windows.append(w)
+        return Bands(w, *rest)
 
     monkeypatch.setattr(joined, "Bands", noting)
     for f in (_planes.apart, joined.banded):
         f.cache_clear()
-    yield shapes
+    yield windows
     for f in (_planes.apart, joined.banded):
         f.cache_clear()
 
@@ -39,6 +39,7 @@ def made(monkeypatch):
         ((2, 9, 9), (1, 2, 4), {"pool": (1, 3)}),
         ((4, 6, 7, 8), (3, 1, 2, 3), {"pool": 2}),
         ((1, 9, 9), (2, 3, 3), {"pool": 3}),
+        ((2, 13, 14), (3, 5, 5), {"pool": 3}),
     ],
     ids=str,
 )
@@ -53,7 +54,8 @@ def test_bands_are_the_parts_one_after_the_other(made, shape, kernel, options, a
     y, backward = Ops(KERNELS, column_bytes).conv_avg_pool(*given, activation=activation, **options)
     assert len(made) == 1
     expected, parts = Ops({}).conv_avg_pool(*given, activation=activation, **options)
-    dy = rng.standard_normal(y.shape)
+    dy = np.asfortranarray(rng.standard_normal(y.shape))
+    backward(dy + 1)  # leaves everything as it was
     for one, other in zip((y, *backward(dy)), (expected, *parts(dy)), strict=True):
         if other is None:
             assert one is None
@@ -71,6 +73,7 @@ def test_bands_are_the_parts_one_after_the_other(made, shape, kernel, options, a
         ((3, 12, 12, 1), (6, 3, 3, 1), {"pool": 2, "dilation": 2}),
         ((3, 12, 12, 1), (6, 5, 5, 1), {"pool": (2, 1)}),
         ((3, 12, 1), (6, 5, 1), {"pool": 2}),
+        ((3, 12, 12, 1), (6, 3, 3, 1), {"pool": 5}),
         ((0, 12, 12, 1), (6, 5, 5, 1), {"pool": 2}),
     ],
     ids=str,
@@ -83,3 +86,13 @@ def test_what_is_not_done_in_bands(made, shape, kernel, options):
 def test_a_single_small_image_is_not_done_in_bands():
     w = window("test", (28, 28), 5, 1, "same", 1)
     assert [joined.banded(w, (2, 2), n, 6) for n in (1, 2)] == [False, True]
+
+
+def test_what_no_place_of_a_window_sees_does_not_reach_it(made):
+    x, weight = np.zeros((1, 27, 27, 1)), np.ones((2, 4, 4, 1))
+    x[0, :, 5], x[0, 5] = np.inf, np.nan  # the first window sees five by five pixels
+    with np.errstate(invalid="ignore"):
+        y, _ = Ops(KERNELS).conv_avg_pool(x, weight, pool=2, activation="tanh")
+    assert len(made) == 1
+    assert (y[0, 0, 0] == 0).all()
+    assert np.isnan(y[0, 1:3, :3]).all()

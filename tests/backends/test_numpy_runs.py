@@ -6,7 +6,8 @@ from itertools import product
 import numpy as np
 import pytest
 from xpnn_numpy.kernels import _planes, _rows
-from xpnn_numpy.kernels._rows import FEW, LONG, MOST, along, rectify, rows
+from xpnn_numpy.kernels._planes import Planes
+from xpnn_numpy.kernels._rows import FEW, LONG, MOST, by_channel, rectify
 from xpnn_numpy.kernels._windows import Windows
 from xpnn_numpy.lanes import Crew, settled
 
@@ -19,23 +20,28 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rows_and_what_is_repeated_along_them_fit(shape):
-    x = np.zeros(shape, np.float32) if np.prod(shape) < 1e7 else np.broadcast_to(np.float32(0), shape)
+def test_runs_and_what_is_repeated_along_them_fit(shape):
     pixels, channels = _rows._pixels(shape), np.arange(shape[-1], dtype=np.float32)
     assert np.prod(shape[:-1]) % max(pixels, 1) == 0
     assert pixels == 1 or pixels * shape[-1] <= MOST
-    if x.flags.c_contiguous:
-        np.add(rows(x), along(x, channels), out=rows(x))
+    if np.prod(shape) < 1e7:
+        x = np.zeros(shape, np.float32)
+        assert by_channel(np.add, x, channels, x) is x
         np.testing.assert_array_equal(x, np.broadcast_to(channels, shape))
 
 
 @pytest.mark.parametrize(
     "shape", [(7, 13, 13, 16), (16, 28, 28, 6), (1, 32, 32, 16), (64, 5, 5, 32), (512, 10)], ids=str
 )
-def test_rows_are_long_where_they_can_be(shape):
-    assert _rows._pixels(shape) * shape[-1] >= LONG
-    x = np.empty(shape, np.float32)
-    assert rows(x).shape[1] == len(along(x, x[(0,) * (x.ndim - 1)])) >= LONG
+def test_runs_are_long_where_they_can_be(shape):
+    assert runs_of(shape)[1] >= LONG
+
+
+def runs_of(shape):
+    """The shape of what a function of pixels and channels is called with."""
+    seen = []
+    by_channel(lambda x, channels, out: seen.append(x.shape), np.empty(shape), np.empty(shape[-1]), np.empty(shape))
+    return seen[0]
 
 
 def test_an_image_row_that_cannot_be_divided_is_a_run():
@@ -44,9 +50,9 @@ def test_an_image_row_that_cannot_be_divided_is_a_run():
 
 
 def test_few_pixels_are_not_worth_a_row():
-    x = np.empty((1, 16, 16, 8), np.float32)
-    assert x[..., 0].size == FEW
-    assert rows(x).shape == (FEW, 8)
+    assert runs_of((1, 16, 16, 8)) == (1, 16, 16, 8)
+    assert FEW == 16 * 16
+    assert runs_of((1, 16, 32, 8)) == (4, 1024)
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if np.prod(s) < 1e7], ids=str)
@@ -114,13 +120,24 @@ def test_pixels_that_are_apart_are_sorted_first():
     image = np.zeros((2, 14, 14, 1), np.float32)
     apart = [(window("test", (14, 14), 5, 1, "valid", 1), (2, 2)), (window("test", (14, 14), 5, 2, "valid", 1), ())]
     for w, pool in apart:
-        *_, run = Windows(image, w, pool).planes.view
-        assert run.itemsize == 5 * 4
+        assert [pixels.shape for pixels in planes_of(image, w, pool).sorted] == [(2, 14, 7)] * 2
+
+
+def test_what_no_tap_sees_is_not_sorted():
+    w = window("test", (30, 31), 2, 3, "valid", 1)
+    assert [pixels.shape[-1] for pixels in Planes(np.zeros((2, 30, 31, 1)), w, ()).sorted] == [11, 10]
+
+
+def planes_of(image, w, pool):
+    """What columns of an image are made from, or None."""
+    windows = Windows(image, w, pool)
+    windows.gather(next(windows.blocks(1 << 30)))
+    return windows.planes
 
 
 def test_few_pixels_are_not_sorted():
     w = window("test", (28, 28), 3, 1, "valid", 1)
-    assert [Windows(np.zeros((n, 28, 28, 1)), w, (2, 2)).planes is None for n in (3, 4)] == [True, False]
+    assert [planes_of(np.zeros((n, 28, 28, 1)), w, (2, 2)) is None for n in (3, 4)] == [True, False]
 
 
 def test_numpy_is_settled_in_each_thread_and_then_as_before():

@@ -18,28 +18,28 @@ from math import prod
 import numpy as np
 
 from xpnn.ops._window import Window
-from xpnn_numpy.kernels._planes import Planes, apart
+from xpnn_numpy.kernels._planes import apart
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 from xpnn_numpy.kernels._windows import Block, blocks
 
-MOST = 9
-"""Kernels, from which on the zeros between them take longer than is saved."""
+MOST, WIDEST = 8, 4
+"""Kernels, and times the size of one that all of its places reach: with more, zeros take longer than is saved."""
 
 
 @lru_cache(maxsize=4096)
 def banded(w: Window, pool: tuple[int, ...], n: int, c_out: int) -> bool:
     """Whether a convolution of `n` images of one channel under a pool is done so."""
-    return c_out < MOST and apart(w, pool, n, 1)
+    return c_out <= MOST and prod(w.reach(pool)) <= WIDEST * prod(w.size) and apart(w, pool, n, 1)
 
 
 class Bands:
-    """The windows of a contiguous, padded image `(N, *n, 1)` and kernels, as a product of planes for each block."""
+    """The kernels as one of P·C_out channels, and products of it and planes."""
 
-    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], weight: Host) -> None:
-        self.planes, self.w, self.pool, self.n = Planes(image, w, pool), w, pool, len(image)
+    def __init__(self, w: Window, pool: tuple[int, ...], weight: Host) -> None:
+        self.w, self.pool, self.reach = w, pool, w.reach(pool)
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True))
-        self.factor = np.zeros((*pool, len(weight), *self.planes.reach), weight.dtype)
+        self.factor = np.zeros((*pool, len(weight), *self.reach), weight.dtype)
         self._kernels(self.factor)[...] = weight[..., 0]
 
     def _kernels(self, factor: Host) -> Host:
@@ -49,25 +49,18 @@ class Bands:
         shape = *factor.shape[: axes + 1], *self.w.size
         return np.ndarray(shape, factor.dtype, factor, strides=(*places, *strides[axes:]))
 
-    def blocks(self, column_bytes: int) -> Iterator[Block]:
+    def blocks(self, n: int, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose planes and responses take so much, or one line of one sample."""
-        height, channels = prod(self.planes.reach), prod(self.factor.shape[: len(self.pool) + 1])
+        height, channels = prod(self.reach), prod(self.factor.shape[: len(self.pool) + 1])
         line = (height + channels) * prod(self.out[1:]) * self.factor.itemsize
-        return blocks(self.n, self.out[0], column_bytes // max(line, 1))
+        return blocks(n, self.out[0], column_bytes // max(line, 1))
 
-    def respond(self, block: Block) -> tuple[Host, Host]:
-        """The planes of a block, `(K, rows)`, and its responses, `(P, C_out, rows)`."""
-        planes = self.planes.seen(block).reshape(prod(self.planes.reach), -1)
+    def respond(self, planes: Host) -> Host:
+        """The responses to the planes of a block, `(K, rows)`: `(P, C_out, rows)`."""
         factor = self.factor.reshape(-1, len(planes))
         responses = np.empty((len(factor), planes.shape[1]), planes.dtype)
         multiply(planes.T, factor.T, responses.T)
-        return planes, responses.reshape(prod(self.pool), -1, planes.shape[1])
-
-    def in_order(self, responses: Host, block: Block) -> Host:
-        """Responses of a block with channels last: a view, `(P, N, *out, C_out)`."""
-        samples, lines = (len(range(*part.indices(m))) for part, m in zip(block, (self.n, self.out[0]), strict=True))
-        shape = *responses.shape[:2], samples, lines, *self.out[1:]
-        return responses.reshape(shape).transpose(0, *range(2, len(shape)), 1)
+        return responses.reshape(prod(self.pool), -1, planes.shape[1])
 
     def across(self, planes: Host, d: Host) -> Host:
         """The gradient of the factor, transposed, from that of a block's responses."""
@@ -78,3 +71,9 @@ class Bands:
         kernels = self._kernels(np.ascontiguousarray(dfactor.T).reshape(self.factor.shape))
         dweight: Host = np.add.reduce(kernels, tuple(range(len(self.pool))))
         return dweight[..., None]
+
+    def in_order(self, responses: Host, block: Block) -> Host:
+        """Responses of a block with channels last: a view, `(P, N, *out, C_out)`."""
+        samples, lines = (part.stop - part.start for part in block)
+        shape = *responses.shape[:2], samples, lines, *self.out[1:]
+        return responses.reshape(shape).transpose(0, *range(2, len(shape)), 1)

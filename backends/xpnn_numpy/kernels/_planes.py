@@ -17,15 +17,13 @@ from xpnn.ops._window import Window
 from xpnn_numpy.kernels._rows import Host
 
 Shape = tuple[int, ...]
-
-
 LEAST = 20_000
 """Numbers of all columns, from which on the calls for it take less time than it saves."""
 
 
 @lru_cache(maxsize=4096)
 def apart(w: Window, pool: Shape, n: int, channels: int) -> bool:
-    """Whether windows of `n` images are such, in rows, with no pixels between their taps, and enough of them."""
+    """Whether columns of `n` images are made so: of one channel, in rows, with no pixels between taps, and many."""
     step, numbers = w.stride[-1] * (pool[-1] if pool else 1), n * prod(w.size) * prod(w.out)
     return channels == 1 and step > 1 and len(w.out) > 1 and set(w.dilation) == {1} and numbers >= LEAST
 
@@ -35,17 +33,18 @@ class Planes:
 
     def __init__(self, image: Host, w: Window, pool: Shape) -> None:
         self.w, self.pool = w, pool or (1,) * len(w.out)
-        self.reach, (*ends, step, length), self.view = _layout(image.shape, image.dtype, w, self.pool)
-        self.sorted = np.empty((*ends, step, length), image.dtype)
-        for i in range(step):
-            pixels = image[..., i::step, 0][..., :length]
-            self.sorted[..., i, : pixels.shape[-1]] = pixels  # a rest is under no tap
+        self.reach, self.out, self.step, self.views = _layout(image.shape, image.dtype, w, self.pool)
+        self.sorted = [np.ascontiguousarray(image[..., i :: self.step, 0]) for i in range(len(self.views))]
 
     def seen(self, block: tuple[slice, slice]) -> Host:
         """The planes of a block of outputs, `(*reach, values)`."""
-        places, shape, strides, run = self.view
-        seen = np.ascontiguousarray(np.ndarray(shape, run, self.sorted, strides=strides)[(*places, *block)])
-        return seen.view(self.sorted.dtype).reshape(*self.reach, -1)
+        samples, lines = (part.stop - part.start for part in block)
+        run = np.dtype((np.void, self.out[-1] * self.sorted[0].itemsize))
+        seen, every = np.empty((*self.reach, samples, lines, *self.out[1:-1]), run), (slice(None),) * len(self.reach)
+        for i, (pixels, (shape, strides)) in enumerate(zip(self.sorted, self.views, strict=True)):
+            view = np.ndarray(shape, run, pixels, strides=strides)
+            seen[(*every[1:], slice(i, None, self.step))] = view[(*every, *block)]
+        return seen.view(self.sorted[0].dtype).reshape(*self.reach, -1)
 
     def columns(self, block: tuple[slice, slice]) -> Host:
         """The columns of a block of outputs, `(*kernel, *pool, values)`."""
@@ -58,21 +57,19 @@ class Planes:
 
 
 @lru_cache(maxsize=4096)
-def _layout(shape: Shape, dtype: Any, w: Window, pool: Shape) -> tuple[Shape, Shape, tuple[Any, ...]]:
-    """How far the windows of a pool reach, a shape for the sorted pixels, and how planes are copied from them.
+def _layout(shape: Shape, dtype: Any, w: Window, pool: Shape) -> tuple[Shape, Shape, int, list[tuple[Shape, Shape]]]:
+    """What does not change from step to step.
 
-    The reach is rounded up to whole steps along a row; how planes are copied is as for other columns (`_windows`).
+    How far the windows of a pool reach, how many there are, how far one is from the next along a row, and of each
+    remainder of that the shape and the strides of a view of what its places see, a row of outputs as one value.
     """
-    step = tuple(s * p for s, p in zip(w.stride, pool, strict=True))
-    out = tuple(m // p for m, p in zip(w.out, pool, strict=True))
+    *moves, step = (s * p for s, p in zip(w.stride, pool, strict=True))
     *lines, last = w.reach(pool)
-    steps = -(-last // step[-1])
-    ends = *shape[:-2], step[-1], steps + out[-1] - 1
-    sample, *rows, remainder, value = (prod(ends[i:]) * dtype.itemsize for i in range(1, len(ends) + 1))
-    places, strides = (*lines, steps, step[-1]), (*rows, value, remainder)
-    moved = [m * s for m, s in zip(rows, step, strict=False)]
-    view = (
-        (slice(None),) * len(places), (*places, shape[0], *out[:-1]), (*strides, sample, *moved),
-        np.dtype((np.void, out[-1] * dtype.itemsize)),
-    )  # fmt: skip
-    return (*lines, steps * step[-1]), ends, view
+    *rows, length = (m // p for m, p in zip(w.out, pool, strict=True))
+    views = []
+    for i in range(min(step, last)):
+        ends = *shape[:-2], -(-(shape[-2] - i) // step)
+        sample, *strides, value = (prod(ends[j:]) * dtype.itemsize for j in range(1, len(ends) + 1))
+        over = [m * s for m, s in zip(moves, strides, strict=True)]
+        views.append(((*lines, -(-(last - i) // step), shape[0], *rows), (*strides, value, sample, *over)))
+    return (*lines, last), (*rows, length), step, views

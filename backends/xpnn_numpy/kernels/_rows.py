@@ -14,17 +14,19 @@ LONG, MOST = 1 << 10, 1 << 14
 for it copies what has shorter runs through these."""
 FEW = 256
 """Pixels up to which a run of NumPy's for each takes less long than to repeat channels along a longer one."""
+FEW_VALUES = 1 << 12
+"""Up to which a maximum with a number takes no longer than one with zeros."""
 
 
-def rows(x: Host) -> Host:
-    """A contiguous `(N, *spatial, C)` as rows of pixels, or few pixels as `(…, C)`: a view."""
-    return x.reshape(-1, _many(x.shape) * x.shape[-1])
-
-
-def along(x: Host, channels: Host) -> Host:
-    """One value a channel, repeated to the length of the rows of `x`."""
+def by_channel(f: np.ufunc, x: Host, channels: Host, out: Host) -> Host:
+    """`f(x, channels)` of contiguous `(N, *spatial, C)` into `out`, with one value a channel, which is repeated."""
     many = _many(x.shape)
-    return repeated(channels, many) if many > 1 else channels
+    if many == 1:
+        f(x, channels, out=out)
+    else:
+        length = many * x.shape[-1]
+        f(x.reshape(-1, length), repeated(channels, many), out=out.reshape(-1, length))
+    return out
 
 
 @lru_cache(maxsize=4096)
@@ -54,7 +56,9 @@ def repeated(row: Host, times: int) -> Host:
 
 
 def rectify(x: Host, out: Host) -> Host:
-    """`max(x, 0)`: against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
+    """`max(x, 0)`: of many values against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
+    if x.size < FEW_VALUES:
+        return np.maximum(x, 0, out=out)
     zeros = np.zeros(_pixels(x.shape) * x.shape[-1], x.dtype)
     np.maximum(x.reshape(-1, len(zeros)), zeros, out=out.reshape(-1, len(zeros)))
     return out

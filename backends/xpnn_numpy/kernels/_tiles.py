@@ -18,7 +18,7 @@ as most often in front of a normalisation. `xpnn_numpy.fast._winograd` has such 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import prod
 
@@ -27,11 +27,10 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
-from xpnn_numpy.kernels._windows import Block, Windows, blocks
+from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks
 
 LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 256, 8_000_000
 """Channels, outputs and multiply-adds of the plain sum, from which on the maps take less time than they save."""
-EVERY = (slice(None), slice(None))
 
 
 @lru_cache(maxsize=4096)
@@ -134,7 +133,7 @@ class Tiles:
         lines = np.stack([dfactor[0] + outer, inner, outer - dfactor[1]])
         return lines.transpose(2, 0, 1).reshape(shape)
 
-    def spread(self, dy: list[tuple[Block, Host]], weight: Host) -> Host:
+    def spread(self, dy: Iterable[tuple[Block, Host]], weight: Host) -> Host:
         """The gradient of the image, from those of blocks of responses."""
         factor = self.factor(weight).reshape(4, -1, self.channels, len(weight))
         by_tap = np.ascontiguousarray(factor.transpose(1, 0, 3, 2))[:, None]  # `(K, 1, 4, C_out, C)`

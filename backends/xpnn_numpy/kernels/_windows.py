@@ -23,6 +23,8 @@ from xpnn_numpy.kernels._rows import Host
 Part = tuple[slice, ...]
 Block = tuple[slice, slice]
 """Samples, and lines of the first spatial axis."""
+EVERY = (slice(None), slice(None))
+"""All of them."""
 
 
 class Windows:
@@ -37,7 +39,7 @@ class Windows:
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
         )
-        self.planes = Planes(image, w, pool) if apart(w, pool, len(image), self.channels) else None
+        self.planes: Planes | None = None
         self.runs = _runs(image.shape, image.dtype, w, pool)
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
@@ -50,9 +52,15 @@ class Windows:
             return self._copied(block).reshape(-1, self.length)
         key = block[0].start, block[1].start
         if key not in self.columns:
-            copied = self._copied(block) if self.planes is None else self.planes.columns(block)
-            self.columns[key] = copied.reshape(self.length, -1).T
+            self.columns[key] = self._of_one_channel(block).reshape(self.length, -1).T
         return self.columns[key]
+
+    def _of_one_channel(self, block: Block) -> Host:
+        """What its taps see, taps first."""
+        if not apart(self.w, self.pool, len(self.image), 1):
+            return self._copied(block)
+        self.planes = self.planes or Planes(self.image, self.w, self.pool)
+        return self.planes.columns(block)
 
     def _copied(self, block: Block) -> Host:
         """What lies under the windows of a block, run by run."""

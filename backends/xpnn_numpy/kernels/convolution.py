@@ -8,7 +8,7 @@ and each tap's share is added up where it was read. See Dumoulin, Visin, 2016, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ import numpy as np
 
 from xpnn.ops import convolution as standard
 from xpnn.ops._window import Padding, Pads, Sizes, Window
-from xpnn_numpy.kernels._rows import Host, along, rows
+from xpnn_numpy.kernels._rows import Host, by_channel
 from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
 from xpnn_numpy.kernels._windows import Block, Part, Windows
@@ -65,7 +65,7 @@ def convolved(
         part = y[block]
         windows.respond(windows.gather(block), factor, part)
         if bias is not None:
-            np.add(rows(part), along(part, bias), out=rows(part))
+            by_channel(np.add, part, bias, out=part)
         finish(part, block)
     by_dy = suits(w, len(x), x.shape[-1], len(weight), prod(w.out))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
@@ -76,7 +76,8 @@ def convolved(
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
         same = kept if dense else plain(kept)
-        dx = of_responses(ops, dy, kept, weight) if input_gradient else None
+        shares = cut(dy, kept, SHARE * ops.column_bytes)
+        dx = of_responses(shares, kept, weight) if input_gradient else None
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 
     return y, backward
@@ -101,13 +102,11 @@ def of_columns(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: H
     return np.zeros_like(weight) if dfactor is None else windows.of_factor(dfactor, weight.shape)
 
 
-def of_responses(ops: Ops, dy: Host, windows: Windows | Tiles, weight: Host) -> Host:
-    """The gradient of the input from that of all responses, each tap's share added up where it was read."""
+def of_responses(dy: Iterable[tuple[Block, Host]], windows: Windows | Tiles, weight: Host) -> Host:
+    """The gradient of the input from those of blocks of responses, each tap's share added up where it was read."""
     if isinstance(windows, Tiles):
-        dimage = windows.spread(cut(dy, windows, SHARE * ops.column_bytes), weight)
-    else:
-        dimage = of_taps(dy, windows.w, weight, ops.column_bytes)
-    return dimage[inner(windows.w)]
+        return windows.spread(dy, weight)[inner(windows.w)]
+    return of_taps(dy, windows.w, weight, len(windows.image))[inner(windows.w)]
 
 
 def cut(dy: Host, windows: Windows | Tiles, column_bytes: int) -> list[tuple[Block, Host]]:

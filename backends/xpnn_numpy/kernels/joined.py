@@ -1,11 +1,12 @@
 """A convolution joined with what follows.
 
 ReLU comes block by block; for a max-pool columns are gathered phase-major: one product, a tournament of whole arrays.
+An average over few kernels of one channel is taken in bands (`_bands`), any other after the convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.ops import joined as standard
-from xpnn.ops._window import Padding, Pads, Sizes, Window
+from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._bands import Bands, banded
-from xpnn_numpy.kernels._rows import Host, along, rectify, rows
+from xpnn_numpy.kernels._planes import Planes
+from xpnn_numpy.kernels._rows import Host, by_channel, rectify
+from xpnn_numpy.kernels._taps import of_taps
 from xpnn_numpy.kernels._windows import Block
 from xpnn_numpy.kernels.activation import of_tanh
 from xpnn_numpy.kernels.convolution import (
     convolved,
     full,
+    inner,
     of_columns,
     of_dy,
     of_responses,
@@ -91,7 +95,7 @@ def conv_pool(
         windows.respond(windows.gather(block), factor, phases)
         games.append((block, _tournament(phases, part)))
     if bias is not None:
-        np.add(rows(y), along(y, bias), out=rows(y))
+        by_channel(np.add, y, bias, out=y)
     if relu:
         rectify(y, out=y)
 
@@ -100,9 +104,12 @@ def conv_pool(
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
-            image = _unpooled(by_block, w, size, full(w), (len(x), c_out), x.dtype)
+            image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
-        dx = _of_phases(ops, by_block, w, size, windows.image, weight) if input_gradient else None
+        dx = None
+        if input_gradient:
+            kept = type(windows)(windows.image, _kept(w, size), ())
+            dx = of_responses(_laid_out(by_block, size), kept, weight)
         return dx, of_columns(plain(windows), by_block, weight), dbias
 
     return y, backward
@@ -135,12 +142,12 @@ def _averaged(
     ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, size: tuple[int, ...], tanh: bool
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution of one channel, activation and average, in bands."""
-    image = pad(np.ascontiguousarray(x), w.pads)
-    bands = Bands(image, w, size, weight)
-    places, c_out = prod(size), len(weight)
-    y, done = np.empty((len(x), *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
-    for block in bands.blocks(ops.column_bytes):
-        planes, active = bands.respond(block)
+    planes, bands = Planes(pad(np.ascontiguousarray(x), w.pads), w, size), Bands(w, size, weight)
+    n, places, c_out = len(x), prod(size), len(weight)
+    y, done = np.empty((n, *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
+    for block in bands.blocks(n, ops.column_bytes):
+        seen = planes.seen(block).reshape(prod(bands.reach), -1)
+        active = bands.respond(seen)
         if bias is not None:
             np.add(active, bias[:, None], out=active)
         if tanh:
@@ -148,19 +155,19 @@ def _averaged(
         else:
             rectify(active, out=active)
         np.divide(np.add.reduce(active, 0), places, out=y[block].reshape(-1, c_out).T)
-        done.append((block, planes, active))
+        done.append((block, seen, active))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy, ds, dfactors = np.ascontiguousarray(dy), [], []
-        for block, planes, active in done:
+        dy, dfactors, dbiases, by_block = np.ascontiguousarray(dy), [], [], []
+        for block, seen, active in done:
             d = np.divide(dy[block].reshape(-1, c_out).T, places, out=np.empty_like(active[0]))
-            ds.append(of_tanh(active, d) if tanh else np.multiply(d, active > 0))
-            dfactors.append(bands.across(planes, ds[-1]))
-        dbias = None if bias is None else reduce(np.add, (np.add.reduce(d, (0, 2)) for d in ds))
-        dx = None
-        if input_gradient:
-            by_block = [(block, bands.in_order(d, block)) for (block, *_), d in zip(done, ds, strict=True)]
-            dx = _of_phases(ops, by_block, w, size, image, weight)
+            d = of_tanh(active, d) if tanh else np.multiply(d, active > 0)
+            dfactors.append(bands.across(seen, d))
+            dbiases.append(np.add.reduce(d, (0, 2)))
+            if input_gradient:
+                by_block.append((block, bands.in_order(d, block)))
+        dx = of_taps(_laid_out(by_block, size), _kept(w, size), weight, n)[inner(w)] if input_gradient else None
+        dbias = None if bias is None else reduce(np.add, dbiases)
         return dx, bands.of_factor(reduce(np.add, dfactors)), dbias
 
     return y, backward
@@ -195,33 +202,30 @@ def _prizes(rounds: list[Host], d: Host) -> Host:
     return prizes
 
 
-def _of_phases(
-    ops: Ops, by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], image: Host, weight: Host
-) -> Host:
-    """The gradient of the input, from those of the phases of blocks."""
-    w = _pooled_part(w, size)
-    dy = _unpooled(by_block, w, size, ((0, 0),) * len(size), (len(image), len(weight)), image.dtype)
-    return of_responses(ops, dy, windows_of(image, w, len(weight)), weight)
-
-
 @lru_cache(maxsize=4096)
-def _pooled_part(w: Window, size: tuple[int, ...]) -> Window:
+def _kept(w: Window, size: tuple[int, ...]) -> Window:
     """The windows whose responses a pool does not drop."""
-    return Window(
-        w.n, w.size, w.stride, w.dilation, w.pads, tuple(m // p * p for m, p in zip(w.out, size, strict=True))
-    )
+    out = tuple(m // p * p for m, p in zip(w.out, size, strict=True))
+    return Window(w.n, w.size, w.stride, w.dilation, w.pads, out)
+
+
+def _laid_out(by_block: list[tuple[Block, Host]], size: tuple[int, ...]) -> Iterator[tuple[Block, Host]]:
+    """Blocks of responses, each phase `(N, *out, C_out)` at its places."""
+    for (samples, lines), d in by_block:
+        ends = (m * p for m, p in zip(d.shape[2:-1], size, strict=True))
+        responses = np.empty((d.shape[1], *ends, d.shape[-1]), d.dtype)
+        for phase, place in zip(d, np.ndindex(*size), strict=True):
+            responses[(slice(None), *(slice(a, None, p) for a, p in zip(place, size, strict=True)))] = phase
+        yield (samples, slice(lines.start * size[0], lines.stop * size[0])), responses
 
 
 def _unpooled(
-    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], pads: Pads, ends: tuple[int, int], dtype: Any
+    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], ends: tuple[int, int], dtype: Any
 ) -> Host:
-    """The gradient of the responses with a padding, zero where the pool dropped one."""
-    n, c_out = ends
+    """The gradient of the responses with its full padding, zero where the pool dropped one."""
+    pads, (n, c_out) = full(w), ends
     image = np.zeros((n, *(m + a + b for m, (a, b) in zip(w.out, pads, strict=True)), c_out), dtype)
-    responses = image[(slice(None), *(slice(a, a + m) for m, (a, _) in zip(w.out, pads, strict=True)))]
-    for phase, place in enumerate(np.ndindex(*size)):
-        at = tuple(slice(a, m // p * p, p) for a, p, m in zip(place, size, w.out, strict=True))
-        under = responses[(slice(None), *at)]
-        for block, d in by_block:
-            under[block] = d[phase]
+    kept = image[(slice(None), *(slice(a, a + m) for m, (a, _) in zip(_kept(w, size).out, pads, strict=True)))]
+    for block, responses in _laid_out(by_block, size):
+        kept[block] = responses
     return image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import norm as standard
-from xpnn_numpy.kernels._rows import Host, along, rectify, rows
+from xpnn_numpy.kernels._rows import Host, by_channel, rectify
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -36,15 +36,15 @@ def batch_norm(
         sums, n = ops.whole(ops.total(x, axes), here)
         mean = sums / max(n, 1)
     centred, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    np.subtract(rows(np.ascontiguousarray(x)), along(x, mean), out=rows(centred))
+    by_channel(np.subtract, np.ascontiguousarray(x), mean, out=centred)
     if training:
         np.multiply(centred, centred, out=y)
         var = ops.whole(ops.total(y, axes), here)[0] / max(n, 1)
         running_mean, running_var = standard.moved(running_mean, running_var, mean, var, n, momentum)
     inverse = 1 / np.sqrt(var + epsilon)
     slope = inverse * scale
-    np.multiply(rows(centred), along(x, slope), out=rows(y))
-    np.add(rows(y), along(x, bias), out=rows(y))
+    by_channel(np.multiply, centred, slope, out=y)
+    by_channel(np.add, y, bias, out=y)
     if relu:
         rectify(y, out=y)
     kept = y if relu else None
@@ -58,12 +58,12 @@ def batch_norm(
         if not input_gradient:
             return None, dscale, dbias, None, None
         dx = np.empty_like(product)
-        np.multiply(rows(dy), along(dy, slope), out=rows(dx))
+        by_channel(np.multiply, dy, slope, out=dx)
         if training:
             means = ops.whole(sums, here)[0] * (slope / n)
-            np.multiply(rows(centred), along(dy, means[1] * inverse * inverse), out=rows(product))
+            by_channel(np.multiply, centred, means[1] * inverse * inverse, out=product)
             np.subtract(dx, product, out=dx)
-            np.subtract(rows(dx), along(dy, means[0]), out=rows(dx))
+            by_channel(np.subtract, dx, means[0], out=dx)
         return dx, dscale, dbias, None, None
 
     return (y, running_mean, running_var), backward
