@@ -62,6 +62,16 @@ def ended(started):
     return True
 
 
+def said(process, again=None):
+    """What it said until its end. Python loses an interrupt in a callback of an import: such a signal is sent again."""
+    for _ in range(6 if again else 0):
+        try:
+            return process.communicate(timeout=10)[1]
+        except subprocess.TimeoutExpired:
+            process.send_signal(again)
+    return process.communicate(timeout=60)[1]
+
+
 def killed_again_and_again(folder, patch):
     """Begin a run, interrupt it at `KILLS` random moments, let it end; the exit statuses of those that were hit."""
     moments, statuses, last = random.Random(7), [], folder / "last.safetensors"
@@ -69,15 +79,16 @@ def killed_again_and_again(folder, patch):
     while len(statuses) < KILLS:
         before = last.stat().st_mtime_ns if last.exists() else 0
         more = ["--resume"] if begun else [*OPTIONS, "--save-every", "1e-9"]
+        number, early = SIGNALS[len(statuses) % len(SIGNALS)], moments.random() < 0.2
         with start(folder, *more, patch=patch) as process:
-            if moments.random() < 0.2:  # perhaps before it has begun
+            if early:  # perhaps before it has begun
                 time.sleep(moments.uniform(0.1, 0.8))
             else:
                 while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
                     time.sleep(0.002)
                 time.sleep(moments.uniform(0, 0.05))
-            process.send_signal(SIGNALS[len(statuses) % len(SIGNALS)])
-            _, err = process.communicate(timeout=60)
+            process.send_signal(number)
+            err = said(process, number if early else None)
         begun = begun or (folder / "config.toml").exists()
         if process.returncode == 0 or "is complete" in err:
             break
