@@ -59,7 +59,7 @@ class Bands:
         """The responses to the planes of a block, `(K, rows)`: `(P, C_out, rows)`."""
         factor = self.factor.reshape(-1, len(planes))
         responses = np.empty((len(factor), planes.shape[1]), planes.dtype)
-        multiply(planes.T, factor.T, responses.T)
+        multiply(planes.T, np.ascontiguousarray(factor.T), responses.T)
         return responses.reshape(prod(self.pool), -1, planes.shape[1])
 
     def across(self, planes: Host, d: Host) -> Host:

@@ -1,9 +1,9 @@
-"""Products of long matrices, in runs of rows.
+"""Products of long or wide matrices, in runs of rows or columns.
 
 BLAS copies its factors into an order of its own first, unless they are small: OpenBLAS has kernels for these on
 processors with AVX-512. And NumPy keeps the interpreter's lock through a product that makes few numbers, however many
-it adds up. Runs of rows, as one stack of matrices, are small where that is quicker; a sum over many rows has so many of
-them that others can go on.
+it adds up. Runs, as one stack of matrices, are small where that is quicker; a sum over many rows has so many of them
+that others can go on.
 """
 
 from __future__ import annotations
@@ -15,43 +15,80 @@ import numpy as np
 from xpnn_numpy.blas import small_product
 from xpnn_numpy.kernels._rows import Host
 
-LEAST_ROWS = 32
-"""Of a run: with fewer, a call for each takes longer than a copy of the factors."""
+LEAST, LEAST_ADDED = 4, 32
+"""Rows of a run: BLAS takes four at a time; and where the results are to be added up."""
+FEW, MANY = 32, 128
+"""Rows, up to which runs are of columns, for all of `b` would be read again for each run of so few rows; and from which
+on it is worth a copy."""
+MOST_ACROSS, LEAST_ACROSS = 1200, 128
+"""Numbers that a product by a transposed matrix may make for OpenBLAS to take it for small, and how many each of these
+has to be the sum of for that to be quicker."""
 LOCKED, LONG = 500, 1 << 20
 """Numbers up to which NumPy keeps the lock, and multiply-adds from which on that is long."""
 
 
 def multiply(a: Host, b: Host, out: Host) -> Host:
-    """`a @ b` into `out`; `a` has many rows, and `b` few numbers. Or for stacks of each."""
-    rows, length = a.shape[-2], small_product() // max(b.shape[-2] * b.shape[-1], 1)
-    if length < LEAST_ROWS or rows <= length:
+    """`a @ b` into `out`. Or for stacks of each."""
+    rows, columns = a.shape[-2], b.shape[-1]
+    if b.shape[-2] < LEAST_ACROSS and rows >= MANY:
+        b = np.ascontiguousarray(b)
+    most = _most(b)
+    least = LEAST if a.strides[-1] == a.itemsize else 2 * LEAST
+    if rows * columns <= most:
         np.matmul(a, b, out=out)
-        return out
-    runs, b = _fewest(rows, length), np.ascontiguousarray(b)
-    length = rows // runs
-    cut = runs * length
-    np.matmul(_runs(a, runs, length), b[..., None, :, :], out=_runs(out, runs, length))
-    if cut < rows:
-        np.matmul(a[..., cut:, :], b, out=out[..., cut:, :])
+    elif rows <= FEW and most >= 2 * LEAST * rows:
+        _in_runs(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), _length(columns, most // rows))
+    elif most >= least * columns:
+        _in_runs(a, b, out, _length(rows, most // columns))
+    else:
+        np.matmul(a, b, out=out)
     return out
 
 
 def multiply_across(a: Host, b: Host) -> Host:
     """`a.T @ b`: a sum over many rows. Or for stacks of each."""
     rows, size = a.shape[-2], a.shape[-1] * b.shape[-1]
-    length = small_product() // max(size, 1)
-    runs = 1 if length < LEAST_ROWS else _fewest(rows, length)
-    if rows * size >= LONG:
-        runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ROWS))
-    if runs < 2:
+    if rows * size <= small_product():
         product: Host = np.matmul(a.swapaxes(-1, -2), b)
         return product
+    length = small_product() // max(size, 1)
+    runs = 1 if length < LEAST_ADDED else _fewest(rows, length)
+    if rows * size >= LONG:
+        runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ADDED))
+    if runs < 2:
+        return multiply(a.swapaxes(-1, -2), b, np.empty((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype))
     length = rows // runs
     cut = runs * length
     product = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(-1, -2), _runs(b, runs, length)), -3)
     if cut < rows:
         product += np.matmul(a[..., cut:, :].swapaxes(-1, -2), b[..., cut:, :])
     return product
+
+
+def _most(b: Host) -> int:
+    """How many numbers a product by this matrix may make, to be small."""
+    inner: int = b.shape[-2]
+    most = small_product() // max(inner, 1)
+    if b.strides[-1] == b.itemsize:
+        return most
+    return min(most, MOST_ACROSS) if inner >= LEAST_ACROSS else 0
+
+
+def _in_runs(a: Host, b: Host, out: Host, length: int) -> None:
+    """A product in runs of so many rows, and what is left over."""
+    runs = a.shape[-2] // length
+    cut = runs * length
+    np.matmul(_runs(a, runs, length), b[..., None, :, :], out=_runs(out, runs, length))
+    if cut < a.shape[-2]:
+        np.matmul(a[..., cut:, :], b, out=out[..., cut:, :])
+
+
+@lru_cache(maxsize=4096)
+def _length(rows: int, most: int) -> int:
+    """How long runs are, of at most so many rows: a little less than that, if it leaves none over."""
+    longest = most // LEAST * LEAST
+    even = (length for length in range(longest, longest * 3 // 4 - 1, -LEAST) if rows % length == 0)
+    return next(even, longest)
 
 
 @lru_cache(maxsize=4096)

@@ -72,7 +72,7 @@ class Windows:
 
     def factor(self, weight: Host) -> Host:
         """What columns are multiplied by, `(K·C, C_out)`."""
-        return weight.reshape(len(weight), -1).T
+        return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 
     def respond(self, columns: Host, factor: Host, y: Host) -> None:
         """Fill a block of responses."""
