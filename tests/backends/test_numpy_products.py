@@ -88,6 +88,14 @@ def test_the_gradient_of_weights_of_few_samples_is_of_small_products(monkeypatch
     assert sizes == [(32, 16, 1600)]
 
 
+def test_a_sum_over_many_rows_is_of_small_products_too(monkeypatch):
+    """In runs of rows so long that adding them up takes no time, each of which makes a part of the columns."""
+    monkeypatch.setattr(_products, "small_product", lambda: 1_000_000)
+    sizes = products(monkeypatch)
+    multiply_across(numbers(800, 288), numbers(800, 64))
+    assert sizes == [(36, 400, 64)]
+
+
 def test_runs_a_little_shorter_leave_no_rows_over():
     assert _products._length(128, 39) == 32
     assert _products._length(1600, 488) == 400
@@ -116,12 +124,13 @@ def test_a_sum_over_rows_takes_in_each_of_them(small, rows, columns):
 def test_no_long_product_makes_so_few_numbers_that_the_lock_is_kept(small, monkeypatch, columns, channels):
     """NumPy lets others go on where a product makes more than `LOCKED` numbers, however many it adds up."""
     sizes, matmul = [], np.matmul
-    monkeypatch.setattr(np, "matmul", lambda a, b: sizes.append(result := matmul(a, b)) or result)
+    monkeypatch.setattr(np, "matmul", lambda a, b, out=None: sizes.append(y := matmul(a, b, out=out)) or y)
     rows = max(50_000, LONG // (columns * channels))
     multiply_across(numbers(rows, columns), numbers(rows, channels))
     assert sizes[0].size > LOCKED
 
 
+@pytest.mark.parametrize("small", [0, 1_000_000], indirect=True)
 @pytest.mark.parametrize("rows", [2 * _products.LEAST_ADDED, 676])
 def test_a_short_product_is_one_call(small, rows):
     """That of one image of 28 × 28 would take twice as long in runs, and nobody waits for it."""

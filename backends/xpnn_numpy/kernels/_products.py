@@ -15,8 +15,8 @@ import numpy as np
 from xpnn_numpy.blas import small_product
 from xpnn_numpy.kernels._rows import Host
 
-LEAST, LEAST_ADDED = 4, 32
-"""Rows of a run: BLAS takes four at a time; and where the results are to be added up."""
+LEAST, LEAST_ADDED, TALL = 4, 32, 512
+"""Rows of a run: BLAS takes four at a time; where the results are to be added up; and where that takes no time."""
 FEW, MANY = 32, 128
 """Rows, up to which runs are of columns, for all of `b` would be read again for each run of so few rows; and from which
 on it is worth a copy."""
@@ -51,18 +51,20 @@ def multiply_across(a: Host, b: Host) -> Host:
     if rows * size <= small_product():
         product: Host = np.matmul(a.swapaxes(-1, -2), b)
         return product
-    length = small_product() // max(size, 1)
-    runs = 1 if length < LEAST_ADDED else _fewest(rows, length)
+    runs = _fewest(rows, max(small_product() // max(size, 1), TALL)) if small_product() else 1
     if rows * size >= LONG:
         runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ADDED))
-    if runs < 2:
-        return multiply(a.swapaxes(-1, -2), b, np.empty((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype))
     length = rows // runs
     cut = runs * length
-    product = np.add.reduce(np.matmul(_runs(a, runs, length).swapaxes(-1, -2), _runs(b, runs, length)), -3)
+    product = _across(_runs(a, runs, length), _runs(b, runs, length))
+    product = np.add.reduce(product, -3) if runs > 1 else product[..., 0, :, :]
     if cut < rows:
         product += np.matmul(a[..., cut:, :].swapaxes(-1, -2), b[..., cut:, :])
     return product
+
+
+def _across(a: Host, b: Host) -> Host:
+    return multiply(a.swapaxes(-1, -2), b, np.empty((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype))
 
 
 def _most(b: Host) -> int:

@@ -89,13 +89,7 @@ class Tiles:
 
     def factor(self, weight: Host) -> Host:
         """What columns are multiplied by, `(4, K·C, C_out)`."""
-        g = weight.reshape(len(weight), 3, -1)
-        outer, inner, factor = (g[:, 0] + g[:, 2]) * 0.5, g[:, 1] * 0.5, np.empty((4, len(g), g.shape[-1]), g.dtype)
-        factor[0] = g[:, 0]
-        np.negative(g[:, 2], out=factor[1])
-        np.add(outer, inner, out=factor[2])
-        np.subtract(outer, inner, out=factor[3])
-        return np.ascontiguousarray(factor.swapaxes(1, 2))
+        return _mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 
     def respond(self, columns: Host, factor: Host, y: Host) -> None:
         """Fill a block of responses."""
@@ -135,8 +129,8 @@ class Tiles:
 
     def spread(self, dy: Iterable[tuple[Block, Host]], weight: Host) -> Host:
         """The gradient of the image, from those of blocks of responses."""
-        factor = self.factor(weight).reshape(4, -1, self.channels, len(weight))
-        by_tap = np.ascontiguousarray(factor.transpose(1, 0, 3, 2))[:, None]  # `(K, 1, 4, C_out, C)`
+        by_line = weight.reshape(len(weight), 3, -1, self.channels).transpose(1, 2, 0, 3)
+        by_tap = _mapped(by_line).swapaxes(0, 1)[:, None]  # `(K, 1, 4, C_out, C)`
         dimage = np.zeros_like(self.image)
         for block, d in dy:
             self._add_up(d, by_tap, block, dimage)
@@ -158,6 +152,17 @@ class Tiles:
         d1 -= sums[3]
         d2 += sums[2]
         d2 += sums[3]
+
+
+def _mapped(lines: Host) -> Host:
+    """Four lines of kernels from three, `(3, …)`."""
+    lines = np.ascontiguousarray(lines)
+    outer, inner, factor = (lines[0] + lines[2]) * 0.5, lines[1] * 0.5, np.empty((4, *lines.shape[1:]), lines.dtype)
+    factor[0] = lines[0]
+    np.negative(lines[2], out=factor[1])
+    np.add(outer, inner, out=factor[2])
+    np.subtract(outer, inner, out=factor[3])
+    return factor
 
 
 def _paired(two: Host) -> Host:
