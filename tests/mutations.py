@@ -127,8 +127,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "tied phases in the kernel: the last gets the gradient": (
         CASES,
         "backends/xpnn_numpy/kernels/joined.py",
-        "a[:games:2] >= a[1:games:2]",
-        "a[:games:2] > a[1:games:2]",
+        "left >= right",
+        "left > right",
     ),
     "kernel not turned around for dx": (
         CASES,
@@ -225,6 +225,18 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "backends/xpnn_numpy/kernels/_products.py",
         "    if cut < rows:\n        product +=",
         "    if cut < 0:\n        product +=",
+    ),
+    "predictions keep what backward would need": (
+        "tests/backends/test_numpy_memory.py",
+        "backends/xpnn_numpy/kernels/joined.py",
+        "        if keep:\n",
+        "        if True:\n",
+    ),
+    "a small product by a transposed matrix makes many numbers": (
+        "tests/backends/test_numpy_products.py",
+        "backends/xpnn_numpy/kernels/_products.py",
+        "return min(most, MOST_ACROSS) if",
+        "return most if",
     ),
     "weights are prepared for another state": (
         EXECUTOR,

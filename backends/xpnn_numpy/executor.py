@@ -171,6 +171,14 @@ class PiecesExecutor(Executor):
         with helpers.counting():
             return self.scores(*given, images, cuts, self._crew(n))
 
+    def _predicted(self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array) -> Array:
+        return self.predictor.apply(weights, stats, images, self._prediction)[0]
+
+    @cached_property
+    def _prediction(self) -> Run:
+        """With ops that keep nothing for backward."""
+        return Run(Ops(self.backend.kernels, self.backend.column_bytes, backward=False))
+
     def scores(
         self,
         weights: Mapping[str, Array],

@@ -64,8 +64,8 @@ class Tiles:
         for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, column_bytes // max(line, 1)):
             yield samples, slice(pairs.start * 2 // self.each, pairs.stop * 2 // self.each)
 
-    def gather(self, block: Block) -> Host:
-        """The columns of a block, `(phases, 4, rows, K·C)`."""
+    def gather(self, block: Block, *, keep: bool = False) -> Host:
+        """The columns of a block, `(phases, 4, rows, K·C)`; they are large, and never kept."""
         upper, lower = self._under(self.image, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]
         sums = np.empty((4, *d1.shape), d1.dtype)
@@ -91,14 +91,15 @@ class Tiles:
         """What columns are multiplied by, `(4, K·C, C_out)`."""
         return _mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 
-    def respond(self, columns: Host, factor: Host, y: Host) -> None:
-        """Fill a block of responses."""
+    def respond(self, columns: Host, factor: Host, y: Host) -> Host:
+        """Fill a block of responses, and return it."""
         m = multiply(columns, factor, np.empty((*columns.shape[:-1], factor.shape[-1]), y.dtype))
         upper, lower = self._lines(y)
         m[:, :2] += m[:, 2:3]
         m0, m1, _, m3 = (m[:, i].reshape(upper.shape) for i in range(4))
         np.add(m0, m3, out=upper)
         np.subtract(m1, m3, out=lower)
+        return y
 
     def _lines(self, y: Host) -> tuple[Host, Host]:
         """The upper and the lower lines of a block of responses, phases first."""

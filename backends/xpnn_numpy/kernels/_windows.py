@@ -46,14 +46,17 @@ class Windows:
         """The outputs in blocks whose columns take so much, or one line of one sample."""
         return blocks(len(self.image), self.out[0], column_bytes // max(self.line, 1))
 
-    def gather(self, block: Block) -> Host:
-        """The columns of a block, `(rows, K·C)`; of one channel they are small, and remembered."""
+    def gather(self, block: Block, *, keep: bool = False) -> Host:
+        """The columns of a block, `(rows, K·C)`; of one channel they are small, and may be kept for the next time."""
         if self.channels > 1:
             return self._copied(block).reshape(-1, self.length)
         key = block[0].start, block[1].start
-        if key not in self.columns:
-            self.columns[key] = self._of_one_channel(block).reshape(self.length, -1).T
-        return self.columns[key]
+        columns = self.columns.get(key)
+        if columns is None:
+            columns = self._of_one_channel(block).reshape(self.length, -1).T
+            if keep:
+                self.columns[key] = columns
+        return columns
 
     def _of_one_channel(self, block: Block) -> Host:
         """What its taps see, taps first."""
@@ -74,9 +77,10 @@ class Windows:
         """What columns are multiplied by, `(K·C, C_out)`."""
         return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 
-    def respond(self, columns: Host, factor: Host, y: Host) -> None:
-        """Fill a block of responses."""
+    def respond(self, columns: Host, factor: Host, y: Host) -> Host:
+        """Fill a block of responses, and return it."""
         multiply(columns, factor, y.reshape(-1, y.shape[-1]))
+        return y
 
     def across(self, columns: Host, dy: Host) -> Host:
         """The gradient of the factor, from that of a block of responses."""

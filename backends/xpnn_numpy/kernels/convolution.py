@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import convolution as standard
+from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn_numpy.kernels._rows import Host, by_channel
 from xpnn_numpy.kernels._taps import SHARE, of_taps
@@ -63,7 +64,7 @@ def convolved(
     factor, y = windows.factor(weight), np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
-        windows.respond(windows.gather(block), factor, part)
+        windows.respond(windows.gather(block, keep=ops.backward), factor, part)
         if bias is not None:
             by_channel(np.add, part, bias, out=part)
         finish(part, block)
@@ -80,7 +81,7 @@ def convolved(
         dx = of_responses(shares, kept, weight) if input_gradient else None
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def windows_of(image: Host, w: Window, c_out: int, pool: tuple[int, ...] = ()) -> Windows | Tiles:

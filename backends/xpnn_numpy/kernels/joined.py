@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xpnn.ops import joined as standard
+from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._bands import Bands, banded
@@ -66,7 +67,7 @@ def conv_relu(
         d = np.multiply(dy, y > 0)
         return *conv_backward(d, input_gradient=input_gradient), d if summed else None
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def conv_pool(
@@ -88,12 +89,12 @@ def conv_pool(
     c_out = len(weight)
     windows = windows_of(pad(x, w.pads), w, c_out, size)
     factor, y = windows.factor(weight), np.empty((len(x), *windows.out, c_out), x.dtype)
-    games: list[tuple[Block, list[Host]]] = []  # of each block, phase-major
+    won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
-        part = y[block]
-        phases = np.empty((prod(size), *part.shape), x.dtype)
-        windows.respond(windows.gather(block), factor, phases)
-        games.append((block, _tournament(phases, part)))
+        part, columns = y[block], windows.gather(block, keep=ops.backward)
+        phases = windows.respond(columns, factor, np.empty((prod(size), *part.shape), x.dtype))
+        won.append((block, _tournament(phases, part, keep=ops.backward)))
+        del columns, phases  # so that those of the next block are in the same memory, which is in the cache
     if bias is not None:
         by_channel(np.add, y, bias, out=y)
     if relu:
@@ -102,7 +103,7 @@ def conv_pool(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
-        by_block = [(block, _prizes(rounds, d[block])) for block, rounds in games]
+        by_block = [(block, _prizes(rounds, d[block], prod(size))) for block, rounds in won]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
@@ -112,7 +113,7 @@ def conv_pool(
             dx = of_responses(_laid_out(by_block, size), kept, weight)
         return dx, of_columns(plain(windows), by_block, weight), dbias
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def conv_avg_pool(
@@ -155,7 +156,8 @@ def _averaged(
         else:
             rectify(active, out=active)
         np.divide(np.add.reduce(active, 0), places, out=y[block].reshape(-1, c_out).T)
-        done.append((block, seen, active))
+        if ops.backward:
+            done.append((block, seen, active))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy, dfactors, dbiases, by_block = np.ascontiguousarray(dy), [], [], []
@@ -170,36 +172,48 @@ def _averaged(
         dbias = None if bias is None else reduce(np.add, dbiases)
         return dx, bands.of_factor(reduce(np.add, dfactors)), dbias
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
-def _tournament(phases: Host, y: Host) -> list[Host]:
-    """Fill `y` with the maxima over the phases; returns who played in each round, all its games at once."""
-    rounds = [phases]
-    while len(rounds[-1]) > 2:
-        a = rounds[-1]
-        games = len(a) // 2 * 2
-        winners = np.empty((len(a) - games // 2, *y.shape), y.dtype)
-        np.maximum(a[:games:2], a[1:games:2], out=winners[: games // 2])
-        if games < len(a):
+def _tournament(phases: Host, y: Host, *, keep: bool) -> list[Host]:
+    """Fill `y` with the maxima over the phases; returns of each round who won, if that is to be kept.
+
+    The responses themselves, which take eight times as much, are not.
+    """
+    rounds, a = list[Host](), phases
+    for players in _rounds(len(phases)):
+        games, odd = divmod(players, 2)
+        winners = y[None] if players == 2 else np.empty((games + odd, *y.shape), y.dtype)
+        left, right = a[: 2 * games : 2], a[1 : 2 * games : 2]
+        np.maximum(left, right, out=winners[:games])
+        if keep:
+            rounds.append(left >= right)
+        if odd:
             winners[-1] = a[-1]  # without an opponent
-        rounds.append(winners)
-    np.maximum(rounds[-1][0], rounds[-1][-1], out=y)
+        a = winners
+    if len(phases) == 1:
+        y[...] = phases[0]
     return rounds
 
 
-def _prizes(rounds: list[Host], d: Host) -> Host:
+def _prizes(rounds: list[Host], d: Host, phases: int) -> Host:
     """The gradient of each phase from that of the maximum: the tournament backwards."""
     prizes = d[None]
-    for a in reversed(rounds):
-        games, shared = len(a) // 2 * 2, np.empty_like(a)
-        left, right = shared[:games:2], shared[1:games:2]
-        np.multiply(prizes[: games // 2], a[:games:2] >= a[1:games:2], out=left)
-        np.subtract(prizes[: games // 2], left, out=right)
-        if games < len(a):
+    for players, won in zip(reversed(_rounds(phases)), reversed(rounds), strict=True):
+        games, shared = players // 2, np.empty((players, *d.shape), d.dtype)
+        left, right = shared[: 2 * games : 2], shared[1 : 2 * games : 2]
+        np.multiply(prizes[:games], won, out=left)
+        np.subtract(prizes[:games], left, out=right)
+        if players % 2:
             shared[-1] = prizes[-1]
         prizes = shared
     return prizes
+
+
+@lru_cache(maxsize=4096)
+def _rounds(phases: int) -> list[int]:
+    """How many play in each round."""
+    return [] if phases == 1 else [phases, *_rounds(-(-phases // 2))]
 
 
 @lru_cache(maxsize=4096)

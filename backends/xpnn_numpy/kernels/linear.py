@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import linear as standard
+from xpnn.ops import unkept
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 
@@ -35,4 +36,4 @@ def dense(
         dbias = None if bias is None else d[0].copy() if one else ops.total(d, 0)
         return dx, np.dot(d.T, rows) if one else multiply_across(d, rows), dbias
 
-    return y.reshape(*x.shape[:-1], len(weight)), backward
+    return y.reshape(*x.shape[:-1], len(weight)), backward if ops.backward else unkept

@@ -42,6 +42,7 @@ class Ops:
         kernels: op name → function of the same signature as the standard body, `ops` included.
         column_bytes: size of the blocks in which a convolution gathers its columns.
         whole: joins a sum over these samples with those over the rest of the batch; see `xpnn.ops._whole`.
+        backward: whether backwards are called. Where not, a kernel need keep nothing for its own: see `unkept`.
     """
 
     matmul = _sums.matmul
@@ -83,8 +84,9 @@ class Ops:
         kernels: Mapping[str, Callable[..., Any]] | None = None,
         column_bytes: int = 1 << 20,
         whole: Whole = alone,
+        backward: bool = True,
     ) -> None:
-        self.column_bytes, self.whole = column_bytes, whole
+        self.column_bytes, self.whole, self.backward = column_bytes, whole, backward
         self.replaced = tuple(sorted(kernels or ()))
         for name, kernel in (kernels or {}).items():
             body = getattr(Ops, name, None)
@@ -94,6 +96,11 @@ class Ops:
             if asked != given:
                 raise ValueError(f"the kernel for {name!r} takes {given}; expected {asked}, as the standard body")
             setattr(self, name, MethodType(kernel, self))
+
+
+def unkept(*_: Any, **__: Any) -> Any:
+    """The backward of a kernel that kept nothing for it."""
+    raise RuntimeError("these ops are for predictions, Ops(..., backward=False), and keep nothing for backward")
 
 
 def names() -> list[str]:
