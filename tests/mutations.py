@@ -199,8 +199,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "NumPy's tiles: the lower line with the wrong sign": (
         "tests/backends/test_numpy_tiles.py",
         "backends/xpnn_numpy/kernels/_tiles.py",
-        "np.subtract(m1, m3, out=lower)",
-        "np.add(m1, m3, out=lower)",
+        "np.subtract(m[:, 1], m[:, 3], out=lower)",
+        "np.add(m[:, 1], m[:, 3], out=lower)",
     ),
     "a sparse gradient of the kernel in tiles": (
         "tests/backends/test_numpy_tiles.py",
@@ -225,6 +225,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "backends/xpnn_numpy/kernels/_products.py",
         "    if cut < rows:\n        product +=",
         "    if cut < 0:\n        product +=",
+    ),
+    "windows beyond the end of a line have a gradient": (
+        "tests/backends/test_numpy_tiles.py",
+        "backends/xpnn_numpy/kernels/_tiles.py",
+        "products[..., width:, :] = 0",
+        "products[..., width:, :] = 1",
     ),
     "predictions keep what backward would need": (
         "tests/backends/test_numpy_memory.py",

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from xpnn_numpy.kernels import KERNELS, _tiles
+from xpnn_numpy.kernels import KERNELS, _in_place, _tiles
+from xpnn_numpy.kernels._in_place import beginnings, interleaved, seen_in_place
 from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels.convolution import windows_of
 
@@ -12,9 +13,10 @@ from xpnn.ops._window import window
 OPS, STANDARD = Ops(KERNELS), Ops({})
 
 
-@pytest.fixture(autouse=True)
-def many(monkeypatch):
-    """Tiles however small; notes for which windows."""
+@pytest.fixture(autouse=True, params=[0, 1 << 30], ids=["copied", "in place"])
+def many(request, monkeypatch):
+    """Tiles however small, of windows that are copied or, where they can be, seen in place; notes for which images."""
+    monkeypatch.setattr(_in_place, "WASTE", request.param)
     for limit in ("LEAST_CHANNELS", "LEAST_PLACES", "LEAST_WORK"):
         monkeypatch.setattr(_tiles, limit, 1)
     _tiles.tiled.cache_clear()
@@ -148,3 +150,27 @@ def test_they_have_to_pay(monkeypatch, limit, most):
         monkeypatch.setattr(_tiles, limit, least)
         _tiles.tiled.cache_clear()
         assert isinstance(windows_of(image, w, 5), Tiles) == tiled
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("pixels", [5, 6, 7, 20])
+def test_interleaved_windows_are_all_there_are_and_no_copies(pixels, k):
+    a = numbers(2, pixels, 3)
+    found = np.full((pixels, 2, k * 3), np.nan)
+    for windows, begun in zip(interleaved(a, k), beginnings(np.arange(pixels)[:, None], k), strict=True):
+        assert windows.base is not None
+        assert not windows.size or np.shares_memory(windows, a)
+        found[begun[:, 0]] = windows.transpose(1, 0, 2)
+    for first in range(pixels - k + 1):
+        np.testing.assert_array_equal(found[first], a[:, first : first + k].reshape(2, -1))
+    assert np.isnan(found[pixels - k + 1 :]).all()
+
+
+def test_in_place_are_windows_side_by_side_of_few_kernels(monkeypatch):
+    monkeypatch.setattr(_in_place, "WASTE", 1.5)
+    image = [((32, 32), 3, 1, 1), ((32, 32), (3, 1), 1, 1), ((32, 32), 3, (1, 2), 1), ((32, 32), 3, 1, (1, 2))]
+    windows = [window("test", n, size, stride, "same", dilation) for n, size, stride, dilation in image]
+    assert [seen_in_place(w, 16) for w in windows] == [True, False, False, False]
+    assert [seen_in_place(windows[0], c_out) for c_out in (24, 25)] == [True, False]
+    assert not seen_in_place(window("test", (32,), 3, 1, "same", 1), 1)
+    assert not seen_in_place(window("test", (32, 32, 32), 3, 1, "same", 1), 1)

@@ -8,7 +8,8 @@ Two lines of outputs see four lines of inputs d. With a kernel of lines g that i
     y₀ = m₀ + m₂ + m₃    y₁ = m₁ + m₂ - m₃
 
 A product of lines is a convolution along the other axes, for which columns are gathered from the sums of inputs: a
-third fewer of them too. Sums of whole lines are what NumPy is quickest at. Both gradients are the maps read backwards.
+third fewer of them too; or none, where the windows of the sums are seen in place (`_in_place`). Sums of whole lines are
+what NumPy is quickest at. Both gradients are the maps read backwards.
 
 Each output depends on the inputs under its own kernel alone. But what a line of the kernel does not see cancels in its
 gradient only up to rounding, where the plain sum is exact; that shows where few numbers of `dy` are not zero, behind a
@@ -19,12 +20,14 @@ as most often in front of a normalisation. `xpnn_numpy.fast._winograd` has such 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import starmap
 from math import prod
 
 import numpy as np
 
 from xpnn.ops._window import Window
+from xpnn_numpy.kernels._in_place import beginnings, interleaved, seen_in_place
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks
@@ -50,28 +53,39 @@ class Tiles:
     """The windows of a contiguous, padded image, two lines of outputs at a time; used as `Windows` are.
 
     Columns and factors are stacks of four, one for each product. With a `pool`, the two lines are those of its windows,
-    and its phases along the other axes are stacked before them.
+    and its phases along the other axes are stacked before them. Sums `in_place` stand for their columns.
     """
 
-    def __init__(self, image: Host, w: Window, pool: tuple[int, ...]) -> None:
-        self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], c_out: int) -> None:
+        self.in_place = not pool and seen_in_place(w, c_out)
+        self.image, self.w, self.pool, self.channels, self.c_out = image, w, pool, image.shape[-1], c_out
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
         self.phases, self.each = prod(pool[1:]), 2 if pool else 1  # how many lines of responses a line of outputs is
 
+    def unpooled(self, w: Window) -> Tiles:
+        """Those of all responses that the pool does not drop."""
+        return Tiles(self.image, w, (), self.c_out)
+
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or two lines of one sample."""
-        line = 4 * prod(self.w.out[1:]) * prod(self.w.size[1:]) * self.channels * self.image.itemsize
+        if self.in_place:
+            values = 4 * prod(self.image.shape[2:])
+        else:
+            values = 4 * prod(self.w.out[1:]) * prod(self.w.size[1:]) * self.channels
+        line = values * self.image.itemsize
         for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, column_bytes // max(line, 1)):
             yield samples, slice(pairs.start * 2 // self.each, pairs.stop * 2 // self.each)
 
     def gather(self, block: Block, *, keep: bool = False) -> Host:
-        """The columns of a block, `(phases, 4, rows, K·C)`; they are large, and never kept."""
+        """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place; they are large, and never kept."""
         upper, lower = self._under(self.image, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]
         sums = np.empty((4, *d1.shape), d1.dtype)
         np.subtract(upper, lower, out=_paired(sums[:2]))
         np.add(d1, d2, out=sums[2])
         np.subtract(d2, d1, out=sums[3])
+        if self.in_place:
+            return sums
         windows = self._beside(sums)
         return windows.gather(EVERY).reshape(self.phases, 4, -1, windows.length)
 
@@ -93,13 +107,25 @@ class Tiles:
 
     def respond(self, columns: Host, factor: Host, y: Host) -> Host:
         """Fill a block of responses, and return it."""
-        m = multiply(columns, factor, np.empty((*columns.shape[:-1], factor.shape[-1]), y.dtype))
         upper, lower = self._lines(y)
+        if self.in_place:
+            m = np.empty((*columns.shape[:-1], y.shape[-1]), y.dtype)
+            for windows, begun in self._in_place(columns, m):
+                multiply(windows, factor, begun)
+            m = m[None, ..., : y.shape[-2], :]
+        else:
+            m = multiply(columns, factor, np.empty((*columns.shape[:-1], factor.shape[-1]), y.dtype))
+            m = m.reshape(self.phases, 4, *upper.shape[1:])
         m[:, :2] += m[:, 2:3]
-        m0, m1, _, m3 = (m[:, i].reshape(upper.shape) for i in range(4))
-        np.add(m0, m3, out=upper)
-        np.subtract(m1, m3, out=lower)
+        np.add(m[:, 0], m[:, 3], out=upper)
+        np.subtract(m[:, 1], m[:, 3], out=lower)
         return y
+
+    def _in_place(self, sums: Host, begun: Host) -> Iterator[tuple[Host, Host]]:
+        """Windows of lines of sums, and where they begin in other such lines."""
+        sums, begun = (lines.reshape(4, -1, lines.shape[-1]) for lines in (sums, begun))
+        k = self.w.size[-1]
+        return zip(interleaved(sums, k), beginnings(begun, k), strict=True)
 
     def _lines(self, y: Host) -> tuple[Host, Host]:
         """The upper and the lower lines of a block of responses, phases first."""
@@ -108,18 +134,31 @@ class Tiles:
             return upper, lower
         return y[None, :, ::2], y[None, :, 1::2]
 
-    def _products(self, dy: Host) -> Host:
-        """The gradients of the products from that of their responses, `(phases, 4, rows, C_out)`."""
+    def _products(self, dy: Host, beyond: int = 0) -> Host:
+        """The gradients of the products from that of their responses, `(phases, 4, …, C_out)`.
+
+        With zeros for so many windows `beyond` the end of each line.
+        """
         upper, lower = self._lines(dy)
-        d = np.empty((self.phases, 4, *upper.shape[1:]), dy.dtype)
+        *lines, width, c_out = upper.shape[1:]
+        products = np.empty((self.phases, 4, *lines, width + beyond, c_out), dy.dtype)
+        if beyond:
+            products[..., width:, :] = 0
+        d = products[..., :width, :]
         d[:, 0], d[:, 1] = upper, lower
         np.add(upper, lower, out=d[:, 2])
         np.subtract(upper, lower, out=d[:, 3])
-        return d.reshape(self.phases, 4, -1, dy.shape[-1])
+        return products
 
     def across(self, columns: Host, dy: Host) -> Host:
         """The gradient of the factor, from that of a block of responses."""
-        dfactor: Host = np.add.reduce(multiply_across(columns, self._products(dy)), 0)
+        dfactor: Host
+        if self.in_place:
+            d = self._products(dy, columns.shape[-2] - dy.shape[-2])
+            dfactor = reduce(np.add, starmap(multiply_across, self._in_place(columns, d[0])))
+        else:
+            d = self._products(dy)
+            dfactor = np.add.reduce(multiply_across(columns, d.reshape(*columns.shape[:-1], -1)), 0)
         return dfactor
 
     def of_factor(self, dfactor: Host, shape: tuple[int, ...]) -> Host:
@@ -140,6 +179,7 @@ class Tiles:
     def _add_up(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
         """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
         d = self._products(dy)
+        d = d.reshape(*d.shape[:2], -1, d.shape[-1])
         dcolumns = multiply(d, by_tap, np.empty((len(by_tap), *d.shape[:-1], self.channels), d.dtype))
         upper, lower = self._under(dimage, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]

@@ -42,6 +42,10 @@ class Windows:
         self.planes: Planes | None = None
         self.runs = _runs(image.shape, image.dtype, w, pool)
 
+    def unpooled(self, w: Window) -> Windows:
+        """Those of all responses that the pool does not drop."""
+        return Windows(self.image, w)
+
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or one line of one sample."""
         return blocks(len(self.image), self.out[0], column_bytes // max(self.line, 1))

@@ -86,7 +86,9 @@ def convolved(
 
 def windows_of(image: Host, w: Window, c_out: int, pool: tuple[int, ...] = ()) -> Windows | Tiles:
     """The windows of a padded image: in tiles where that is quicker."""
-    return (Tiles if tiled(w, pool, len(image), image.shape[-1], c_out) else Windows)(image, w, pool)
+    if tiled(w, pool, len(image), image.shape[-1], c_out):
+        return Tiles(image, w, pool, c_out)
+    return Windows(image, w, pool)
 
 
 def plain(windows: Windows | Tiles) -> Windows:
