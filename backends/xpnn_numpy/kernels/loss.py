@@ -24,25 +24,29 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     ignored_label: int | None = None,
 ) -> standard.Result:
-    """See `xpnn.ops.softmax_cross_entropy`; with weights, smoothing or ignored labels it is the standard body."""
-    if class_weights is not None or label_smoothing or ignored_label is not None:
-        return standard.softmax_cross_entropy(
-            ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
-        )
+    """See `xpnn.ops.softmax_cross_entropy`.
+
+    With weights, smoothing or labels that are ignored or out of range it is the standard body.
+    """
     floats("softmax_cross_entropy", x=logits)
     standard.check_labels("softmax_cross_entropy", logits, labels)
     classes = logits.shape[-1]
-    along = np.add.reduce if classes <= BLOCK else ops.total
     hit = labels[..., None] == np.arange(classes)
-    known = np.add.reduce(hit, -1, logits.dtype, keepdims=True)  # 0 for a label out of range, which adds nothing
+    plain = class_weights is None and not label_smoothing and ignored_label is None
+    if not plain or np.count_nonzero(hit) < labels.size:
+        return standard.softmax_cross_entropy(
+            ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
+        )
+    along = np.add.reduce if classes <= BLOCK else ops.total
     shifted = logits - np.maximum.reduce(logits, -1, keepdims=True)
     e = np.exp(shifted)
     sums = along(e, -1, keepdims=True)
-    loss = (np.log(sums) - along(shifted * hit, -1, keepdims=True)) * known
+    loss = np.log(sums)
+    np.subtract(loss, shifted[hit].reshape(loss.shape), out=loss)
 
     def backward(dy: Host | float) -> tuple[Host, None, None]:
         dlogits = e / sums
         np.subtract(dlogits, hit, out=dlogits)
-        return np.multiply(dlogits, known * dy, out=dlogits), None, None
+        return np.multiply(dlogits, dy, out=dlogits), None, None
 
-    return ops.total(loss, tuple(range(loss.ndim))), backward
+    return ops.total(loss.reshape(-1), 0), backward
