@@ -30,7 +30,7 @@ LOCKED, LONG = 500, 1 << 20
 def multiply(a: Host, b: Host, out: Host) -> Host:
     """`a @ b` into `out`. Or for stacks of each."""
     rows, columns = a.shape[-2], b.shape[-1]
-    if b.shape[-2] < LEAST_ACROSS and rows >= MANY:
+    if small_product() and b.shape[-2] < LEAST_ACROSS and rows >= MANY:
         b = np.ascontiguousarray(b)
     most = _most(b)
     least = LEAST if a.strides[-1] == a.itemsize else 2 * LEAST

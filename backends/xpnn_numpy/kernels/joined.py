@@ -210,9 +210,9 @@ def _prizes(rounds: list[Host], d: Host, phases: int) -> Host:
 
 
 @lru_cache(maxsize=4096)
-def _rounds(phases: int) -> list[int]:
+def _rounds(phases: int) -> tuple[int, ...]:
     """How many play in each round."""
-    return [] if phases == 1 else [phases, *_rounds(-(-phases // 2))]
+    return () if phases == 1 else (phases, *_rounds(-(-phases // 2)))
 
 
 @lru_cache(maxsize=4096)
