@@ -233,7 +233,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "products[..., width:, :] = 1",
     ),
     "predictions keep what backward would need": (
-        "tests/backends/test_numpy_memory.py",
+        "tests/backends/test_numpy_kept.py",
         "backends/xpnn_numpy/kernels/joined.py",
         "        if keep:\n",
         "        if True:\n",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xpnn.layers.base import Run
+from xpnn.layers.base import Layer, Run
 from xpnn.layers.containers import Container
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
@@ -176,8 +176,11 @@ class PiecesExecutor(Executor):
 
     @cached_property
     def _prediction(self) -> Run:
-        """With ops that keep nothing for backward."""
-        return Run(Ops(self.backend.kernels, self.backend.column_bytes, backward=False))
+        """With ops that need keep nothing; a layer of somebody's own may call their backward itself."""
+        ops = self.backend.ops
+        return Run(
+            Ops(self.backend.kernels, self.backend.column_bytes, backward=False) if _ours(self.predictor) else ops
+        )
 
     def scores(
         self,
@@ -359,6 +362,12 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, size in ((M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20)):
             mallopt(option, size)
+
+
+def _ours(layer: Layer) -> bool:
+    """Whether it is one of xpnn's layers, and made of these."""
+    parts = layer.parts() if isinstance(layer, Container) else []
+    return type(layer).__module__.partition(".")[0] == "xpnn" and all(_ours(part) for _, part in parts)
 
 
 def _pieces(n: int, most: int) -> int:

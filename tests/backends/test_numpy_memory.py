@@ -1,103 +1,105 @@
-"""What a kernel keeps until backward: no responses under a pool, and nothing at all in predictions."""
+"""What an op keeps for its backward: a network's memory is made of that."""
 
+import platform
+import subprocess
+import sys
 import tracemalloc
-from typing import ClassVar
+import weakref
 
 import numpy as np
 import pytest
-from xpnn_numpy import NumPyBackend
-from xpnn_numpy.kernels import KERNELS
-from xpnn_numpy.kernels.joined import _prizes, _rounds, _tournament
 
-import xpnn
-from xpnn.ops import Ops
+from xpnn import backend as backends
 
-TRAINED, PREDICTED = Ops(KERNELS, 1 << 21), Ops(KERNELS, 1 << 21, backward=False)
+KIB = 1 << 10
 
 
-def numbers(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+@pytest.fixture(params=["plain", ""], ids=["plain", "as installed"])
+def ops(request, monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", request.param)
+    return backends.get("numpy").ops
 
 
-CALLS = {
-    "dense": lambda ops: ops.dense(numbers(5, 30), numbers(7, 30, seed=1), numbers(7, seed=2)),
-    "conv": lambda ops: ops.conv(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
-    "conv of one channel": lambda ops: ops.conv(numbers(9, 12, 12, 1), numbers(8, 3, 3, 1, seed=1)),
-    "conv in tiles": lambda ops: ops.conv(numbers(40, 14, 14, 16), numbers(32, 3, 3, 16, seed=1)),
-    "conv_relu": lambda ops: ops.conv_relu(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
-    "conv_pool": lambda ops: ops.conv_pool(
-        numbers(9, 28, 28, 1), numbers(16, 3, 3, 1, seed=1), numbers(16, seed=2), pool=2, relu=True
-    ),
-    "conv_pool of 3": lambda ops: ops.conv_pool(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), pool=3),
-    "conv_avg_pool": lambda ops: ops.conv_avg_pool(
-        numbers(99, 28, 28, 1), numbers(6, 5, 5, 1, seed=1), pool=2, activation="tanh"
-    ),
-}
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [
+        ("relu", {}),
+        ("tanh", {}),
+        ("avg_pool", {"window": 2}),
+        ("global_avg_pool", {}),
+    ],
+)
+def test_what_only_its_output_is_needed_of_is_not_kept(ops, op, options):
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 16), np.float32)
+    y, backward = getattr(ops, op)(x, **options)
+    alive = weakref.ref(x)
+    del x
+    assert alive() is None
+    assert backward(np.ones_like(y))[0].shape == (2, 8, 8, 16)
 
 
-@pytest.mark.parametrize("op", CALLS)
-def test_predictions_have_the_bits_of_training_and_no_backward(op):
-    (y, backward), (predicted, none) = CALLS[op](TRAINED), CALLS[op](PREDICTED)
-    np.testing.assert_array_equal(predicted, y)
-    assert all(g is None or np.isfinite(g).all() for g in backward(np.ones_like(y)))
-    with pytest.raises(RuntimeError, match=r"Ops\(\.\.\., backward=False\), and keep nothing for backward"):
-        none(y)
+@pytest.mark.parametrize("window", [1, (1, 2), 2])
+def test_an_input_is_not_written_to(ops, window):
+    """Not even with what it holds: it may be a file that is mapped to be read."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3), np.float32)
+    x.flags.writeable = False
+    y, _ = ops.avg_pool(x, window=window)
+    assert not np.shares_memory(x, y)
 
 
-@pytest.mark.parametrize("op", CALLS)
-def test_predictions_keep_their_result_alone(op):
-    CALLS[op](PREDICTED)  # what is kept once and for all
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_of_weights_are_arrays_of_their_own(ops, n):
+    """Both ways of a residual block are handed the same `dy`."""
+    x, weight, bias = (np.ones(shape, np.float32) for shape in [(n, 5), (3, 5), 3])
+    y, backward = ops.dense(x, weight, bias)
+    dy = np.ones_like(y)
+    for gradient in backward(dy)[1:]:
+        assert not np.shares_memory(gradient, dy)
+
+
+@pytest.mark.parametrize("kernels", ["standard", "plain", ""])
+@pytest.mark.parametrize("relu", [False, True])
+def test_an_output_is_kept_for_its_relu_alone(kernels, relu, monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", kernels)
+    ops = backends.get("numpy").ops
+    x, channel = np.random.default_rng(0).standard_normal((2, 8, 8, 16), np.float32), np.ones(16, np.float32)
+    (normal, *_), norm_backward = ops.batch_norm(x, *[channel] * 4, training=True, relu=relu)
+    total, add_backward = ops.add(x, x, relu=relu)
+    alive = [weakref.ref(normal), weakref.ref(total)]
+    del normal, total
+    assert [y() is not None for y in alive] == [relu, relu]
+    assert add_backward(x)[1].shape == norm_backward(x)[0].shape == x.shape
+
+
+def test_no_image_with_its_padding_is_kept_beside_each_image(ops):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((8, 16, 16, 16), np.float32), rng.standard_normal((16, 3, 3, 16), np.float32)
+    ops.conv(x, weight, padding=1)  # whatever is made but once
     tracemalloc.start()
     try:
-        y, _none = CALLS[op](PREDICTED)
-        kept = tracemalloc.get_traced_memory()[0]
+        y, backward = ops.conv(x, weight, padding=1)
+        kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert y.nbytes <= kept < y.nbytes + 4096
+    assert y.nbytes <= kept <= y.nbytes + 16 * KIB
+    backward(np.ones_like(y))
 
 
-def test_of_responses_under_a_pool_it_is_kept_who_won():
-    """A byte for each game, of which there are three, instead of six numbers of four bytes."""
-    x, weight = numbers(50, 28, 28, 1), numbers(16, 3, 3, 1, seed=1)
-    TRAINED.conv_pool(x, weight, pool=2)
-    tracemalloc.start()
-    try:
-        y, _backward = TRAINED.conv_pool(x, weight, pool=2)
-        kept = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    columns, won = 9 * 4 * y.nbytes // 16, 3 * y.nbytes // 4
-    assert y.nbytes + won < kept < y.nbytes + columns + x.nbytes + won + 8192
-
-
-@pytest.mark.parametrize("phases", range(1, 12))
-def test_a_gradient_goes_to_the_first_of_the_largest(phases):
-    a = np.random.default_rng(phases).integers(0, 4, (phases, 5, 6, 6, 3)).astype(np.float32)
-    y = np.full(a.shape[1:], np.nan, np.float32)
-    rounds = _tournament(a, y, keep=True)
-    np.testing.assert_array_equal(y, a.max(0))
-    assert len(rounds) == len(_rounds(phases))
-    expected = np.zeros_like(a)
-    np.put_along_axis(expected, a.argmax(0)[None], 2.5, 0)
-    np.testing.assert_array_equal(_prizes(rounds, np.full_like(y, 2.5), phases), expected)
-    assert _tournament(a, y, keep=False) == []
-
-
-def test_a_trainer_predicts_without_keeping(monkeypatch):
-    monkeypatch.setenv("XPNN_KERNELS", "plain")
-    seen, dense = [], KERNELS["dense"]
-
-    def watched(ops, x, weight, bias=None):
-        seen.append(ops.backward)
-        return dense(ops, x, weight, bias)
-
-    class Watched(NumPyBackend):
-        kernels: ClassVar = {**KERNELS, "dense": watched}
-
-    trainer = xpnn.Trainer(xpnn.layers.Sequential([xpnn.layers.Dense(3)]), backend=Watched()).build((4,))
-    trainer.fit(numbers(6, 4), np.arange(6) % 3, epochs=1, batch_size=6)
-    assert all(seen)
-    seen.clear()
-    trainer.predict(numbers(6, 4))
-    assert seen
-    assert not any(seen)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of glibc")
+@pytest.mark.parametrize("mib", [2, 31])
+def test_memory_that_a_step_frees_is_there_for_the_next(mib):
+    code = f"""
+import resource
+import numpy as np
+from xpnn_numpy.executor import keep_memory
+keep_memory()
+def step():
+    arrays = [np.ones({mib} << 18, np.float32) for _ in range(4)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20

@@ -22,9 +22,9 @@ def many(request, monkeypatch):
     _tiles.tiled.cache_clear()
     made, begin = [], Tiles.__init__
 
-    def noting(tiles, image, *rest):
+    def noting(tiles, image, *rest, **options):
         made.append(image.shape)
-        begin(tiles, image, *rest)
+        begin(tiles, image, *rest, **options)
 
     monkeypatch.setattr(Tiles, "__init__", noting)
     yield made

@@ -104,3 +104,26 @@ def test_total_over_any_axes(backend, shape, axis, keepdims):
     found = backend.to_numpy(backend.ops.total(backend.asarray(x), axis, keepdims=keepdims))
     np.testing.assert_array_equal(found, np.sum(x, axis=axis, keepdims=keepdims))
     assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("int8", 200), ("uint8", 300)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ignored_label": 2}], ids=str)
+def test_labels_of_few_bits_hit_no_class_beyond_them(backend, dtype, classes, options):
+    """In eight bits the last classes have the numbers of others."""
+    logits = backend.asarray(np.arange(3.0 * classes).reshape(3, classes) % 7, "float32")
+    labels = np.asarray([3, 1, 100])
+    losses, gradients = [], []
+    for kind in (dtype, "int32"):
+        loss, backward = backend.ops.softmax_cross_entropy(logits, backend.asarray(labels.astype(kind)), **options)
+        losses.append(float(loss))
+        gradients.append(backend.to_numpy(backward(1.0)[0]))
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_a_label_out_of_range_hits_no_class(backend):
+    logits = backend.asarray(np.arange(600.0).reshape(3, 200) % 7, "float32")
+    for kind in ("int8", "int32"):
+        labels = backend.asarray(np.asarray([-100, 1, 2], kind))
+        _, backward = backend.ops.softmax_cross_entropy(logits, labels)
+        np.testing.assert_array_equal(backend.to_numpy(backward(1.0)[0])[0], 0)

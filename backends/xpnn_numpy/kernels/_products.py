@@ -15,20 +15,26 @@ import numpy as np
 from xpnn_numpy.blas import small_product
 from xpnn_numpy.kernels._rows import Host
 
-LEAST, LEAST_ADDED, TALL = 4, 32, 512
-"""Rows of a run: BLAS takes four at a time; where the results are to be added up; and where that takes no time."""
-FEW, MANY = 32, 128
-"""Rows, up to which runs are of columns, for all of `b` would be read again for each run of so few rows; and from which
-on it is worth a copy."""
+LEAST = 4
+"""Rows of a run: BLAS takes four at a time."""
+LEAST_ADDED, TALL = 32, 512
+"""Rows of a run whose result is added to those of others: the fewest there are, and as many as make that no work."""
+FEW = 32
+"""Rows, up to which runs are of columns: all of `b` would be read again for each run of so few rows."""
 MOST_ACROSS, LEAST_ACROSS = 1200, 128
-"""Numbers that a product by a transposed matrix may make for OpenBLAS to take it for small, and how many each of these
-has to be the sum of for that to be quicker."""
+"""By a transposed `b` a product is small for OpenBLAS if it makes no more numbers than this; and it takes less time for
+that if each of them is the sum of so many."""
+MANY = 128
+"""Rows, from which on a transposed `b` that has sums of fewer is copied first."""
 LOCKED, LONG = 500, 1 << 20
 """Numbers up to which NumPy keeps the lock, and multiply-adds from which on that is long."""
 
 
 def multiply(a: Host, b: Host, out: Host) -> Host:
-    """`a @ b` into `out`. Or for stacks of each."""
+    """`a @ b` into `out`; or for stacks of each, of which `b` may have fewer axes.
+
+    As it is where that is small or cannot be made so; of few rows, in runs of columns; else in runs of rows.
+    """
     rows, columns = a.shape[-2], b.shape[-1]
     if small_product() and b.shape[-2] < LEAST_ACROSS and rows >= MANY:
         b = np.ascontiguousarray(b)

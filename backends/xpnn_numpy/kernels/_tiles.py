@@ -27,7 +27,7 @@ from math import prod
 import numpy as np
 
 from xpnn.ops._window import Window
-from xpnn_numpy.kernels._in_place import beginnings, interleaved, seen_in_place
+from xpnn_numpy.kernels._in_place import beginnings, interleaved
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host
 from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks
@@ -53,18 +53,18 @@ class Tiles:
     """The windows of a contiguous, padded image, two lines of outputs at a time; used as `Windows` are.
 
     Columns and factors are stacks of four, one for each product. With a `pool`, the two lines are those of its windows,
-    and its phases along the other axes are stacked before them. Sums `in_place` stand for their columns.
+    and its phases along the other axes are stacked before them. Without one, windows may be seen `in_place`: the sums
+    themselves are what is gathered then, `(4, n, pairs, width, C)`.
     """
 
-    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], c_out: int) -> None:
-        self.in_place = not pool and seen_in_place(w, c_out)
-        self.image, self.w, self.pool, self.channels, self.c_out = image, w, pool, image.shape[-1], c_out
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], *, in_place: bool = False) -> None:
+        self.image, self.w, self.pool, self.in_place, self.channels = image, w, pool, in_place, image.shape[-1]
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
         self.phases, self.each = prod(pool[1:]), 2 if pool else 1  # how many lines of responses a line of outputs is
 
-    def unpooled(self, w: Window) -> Tiles:
-        """Those of all responses that the pool does not drop."""
-        return Tiles(self.image, w, (), self.c_out)
+    def for_shares(self, w: Window) -> Tiles:
+        """Those whose shares are added up, of all responses that a pool does not drop."""
+        return Tiles(self.image, w, ())
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or two lines of one sample."""

@@ -42,9 +42,9 @@ class Windows:
         self.planes: Planes | None = None
         self.runs = _runs(image.shape, image.dtype, w, pool)
 
-    def unpooled(self, w: Window) -> Windows:
-        """Those of all responses that the pool does not drop."""
-        return Windows(self.image, w)
+    def for_shares(self, w: Window) -> Windows:
+        """Those whose shares are added up, of all responses that a pool does not drop."""
+        return Windows(self.image, w) if self.pool else self
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or one line of one sample."""

@@ -18,6 +18,7 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Pads, Sizes, Window
+from xpnn_numpy.kernels._in_place import seen_in_place
 from xpnn_numpy.kernels._rows import Host, by_channel
 from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
@@ -77,8 +78,10 @@ def convolved(
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
         same = kept if dense else plain(kept)
-        shares = cut(dy, kept, SHARE * ops.column_bytes)
-        dx = of_responses(shares, kept, weight) if input_gradient else None
+        dx = None
+        if input_gradient:
+            spread = kept.for_shares(w)
+            dx = of_responses(cut(dy, spread, SHARE * ops.column_bytes), spread, weight)
         return dx, of_columns(same, cut(dy, same, ops.column_bytes), weight), dbias
 
     return y, backward if ops.backward else unkept
@@ -87,7 +90,7 @@ def convolved(
 def windows_of(image: Host, w: Window, c_out: int, pool: tuple[int, ...] = ()) -> Windows | Tiles:
     """The windows of a padded image: in tiles where that is quicker."""
     if tiled(w, pool, len(image), image.shape[-1], c_out):
-        return Tiles(image, w, pool, c_out)
+        return Tiles(image, w, pool, in_place=not pool and seen_in_place(w, c_out))
     return Windows(image, w, pool)
 
 

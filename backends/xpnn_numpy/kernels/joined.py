@@ -109,7 +109,7 @@ def conv_pool(
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
         dx = None
         if input_gradient:
-            dx = of_responses(_laid_out(by_block, size), windows.unpooled(_kept(w, size)), weight)
+            dx = of_responses(_laid_out(by_block, size), windows.for_shares(_kept(w, size)), weight)
         return dx, of_columns(plain(windows), by_block, weight), dbias
 
     return y, backward if ops.backward else unkept

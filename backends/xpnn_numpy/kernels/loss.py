@@ -26,18 +26,23 @@ def softmax_cross_entropy(
 ) -> standard.Result:
     """See `xpnn.ops.softmax_cross_entropy`.
 
-    With weights, smoothing or labels that are ignored or out of range it is the standard body.
+    With weights, smoothing or labels that are ignored or out of range it is the standard body. Else a logit of -∞, at
+    another class than the label's, takes nothing from the loss, where that body has no number.
     """
-    floats("softmax_cross_entropy", x=logits)
-    standard.check_labels("softmax_cross_entropy", logits, labels)
-    classes = logits.shape[-1]
-    hit = labels[..., None] == np.arange(classes)
-    plain = class_weights is None and not label_smoothing and ignored_label is None
-    if not plain or np.count_nonzero(hit) < labels.size:
-        return standard.softmax_cross_entropy(
-            ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
-        )
-    along = np.add.reduce if classes <= BLOCK else ops.total
+    if class_weights is None and not label_smoothing and ignored_label is None:
+        floats("softmax_cross_entropy", x=logits)
+        standard.check_labels("softmax_cross_entropy", logits, labels)
+        hit = labels[..., None] == np.arange(logits.shape[-1])
+        if np.count_nonzero(hit) == labels.size:
+            return _looked_up(ops, logits, hit)
+    return standard.softmax_cross_entropy(
+        ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
+    )
+
+
+def _looked_up(ops: Ops, logits: Host, hit: Host) -> standard.Result:
+    """Where each row has one hit."""
+    along = np.add.reduce if logits.shape[-1] <= BLOCK else ops.total
     shifted = logits - np.maximum.reduce(logits, -1, keepdims=True)
     e = np.exp(shifted)
     sums = along(e, -1, keepdims=True)

@@ -42,7 +42,7 @@ class Ops:
         kernels: op name → function of the same signature as the standard body, `ops` included.
         column_bytes: size of the blocks in which a convolution gathers its columns.
         whole: joins a sum over these samples with those over the rest of the batch; see `xpnn.ops._whole`.
-        backward: whether backwards are called. Where not, a kernel need keep nothing for its own: see `unkept`.
+        backward: whether a backward is ever called. Where not, a kernel may keep nothing for it, and return `unkept`.
     """
 
     matmul = _sums.matmul
@@ -100,7 +100,10 @@ class Ops:
 
 def unkept(*_: Any, **__: Any) -> Any:
     """The backward of a kernel that kept nothing for it."""
-    raise RuntimeError("these ops are for predictions, Ops(..., backward=False), and keep nothing for backward")
+    raise RuntimeError(
+        "these ops are for predictions, Ops(..., backward=False), and keep nothing for backward: take others, "
+        "e.g. those of a backend, `backend.ops`"
+    )
 
 
 def names() -> list[str]:

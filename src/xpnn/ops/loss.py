@@ -135,6 +135,8 @@ def _target(
     """What multiplies each log-probability: `(N, ..., K)`, zero for the ignored samples."""
     check_labels(op, scores, labels)
     classes = scores.shape[-1]
+    if classes - 1 > xp.iinfo(labels.dtype).max:  # in which the last classes would be others
+        labels = xp.astype(labels, xp.arange(1).dtype)
     hit = labels[..., None] == xp.arange(classes, dtype=labels.dtype, device=device(scores))
     target = xp.astype(hit, scores.dtype)
     if smoothing:

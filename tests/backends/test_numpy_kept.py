@@ -1,0 +1,133 @@
+"""Who won under a max-pool is kept for backward, the responses are not; in predictions convolutions keep nothing."""
+
+import tracemalloc
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from xpnn_numpy import NumPyBackend
+from xpnn_numpy.kernels import KERNELS
+from xpnn_numpy.kernels.convolution import windows_of
+from xpnn_numpy.kernels.joined import _prizes, _rounds, _tournament
+
+import xpnn
+from xpnn.ops import Ops
+from xpnn.ops._window import window
+
+TRAINED, PREDICTED = Ops(KERNELS, 1 << 21), Ops(KERNELS, 1 << 21, backward=False)
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+CALLS = {
+    "dense": lambda ops: ops.dense(numbers(5, 30), numbers(7, 30, seed=1), numbers(7, seed=2)),
+    "conv": lambda ops: ops.conv(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
+    "conv of one channel": lambda ops: ops.conv(numbers(9, 12, 12, 1), numbers(8, 3, 3, 1, seed=1)),
+    "conv in tiles": lambda ops: ops.conv(numbers(40, 14, 14, 16), numbers(32, 3, 3, 16, seed=1)),
+    "conv_relu": lambda ops: ops.conv_relu(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
+    "conv_pool": lambda ops: ops.conv_pool(
+        numbers(9, 28, 28, 1), numbers(16, 3, 3, 1, seed=1), numbers(16, seed=2), pool=2, relu=True
+    ),
+    "conv_pool of 3": lambda ops: ops.conv_pool(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), pool=3),
+    "conv_avg_pool": lambda ops: ops.conv_avg_pool(
+        numbers(99, 28, 28, 1), numbers(6, 5, 5, 1, seed=1), pool=2, activation="tanh"
+    ),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_predictions_have_the_bits_of_training_and_no_backward(op):
+    (y, backward), (predicted, none) = CALLS[op](TRAINED), CALLS[op](PREDICTED)
+    np.testing.assert_array_equal(predicted, y)
+    assert all(g is None or np.isfinite(g).all() for g in backward(np.ones_like(y)))
+    with pytest.raises(RuntimeError, match=r"Ops\(\.\.\., backward=False\), and keep nothing for backward"):
+        none(y)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_predictions_keep_their_result_alone(op):
+    CALLS[op](PREDICTED)  # what is kept once and for all
+    tracemalloc.start()
+    try:
+        y, _none = CALLS[op](PREDICTED)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert y.nbytes <= kept < y.nbytes + 4096
+
+
+def test_of_responses_under_a_pool_it_is_kept_who_won():
+    """A byte for each game, of which there are three, instead of six numbers of four bytes."""
+    x, weight = numbers(50, 28, 28, 1), numbers(16, 3, 3, 1, seed=1)
+    TRAINED.conv_pool(x, weight, pool=2)
+    tracemalloc.start()
+    try:
+        y, _backward = TRAINED.conv_pool(x, weight, pool=2)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    columns, won = 9 * 4 * y.nbytes // 16, 3 * y.nbytes // 4
+    assert y.nbytes + won < kept < y.nbytes + columns + x.nbytes + won + 8192
+
+
+@pytest.mark.parametrize("phases", range(1, 12))
+def test_a_gradient_goes_to_the_first_of_the_largest(phases):
+    a = np.random.default_rng(phases).integers(0, 4, (phases, 5, 6, 6, 3)).astype(np.float32)
+    y = np.full(a.shape[1:], np.nan, np.float32)
+    rounds = _tournament(a, y, keep=True)
+    np.testing.assert_array_equal(y, a.max(0))
+    assert len(rounds) == len(_rounds(phases))
+    expected = np.zeros_like(a)
+    np.put_along_axis(expected, a.argmax(0)[None], 2.5, 0)
+    np.testing.assert_array_equal(_prizes(rounds, np.full_like(y, 2.5), phases), expected)
+    assert _tournament(a, y, keep=False) == []
+
+
+def test_a_trainer_predicts_without_keeping(monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    seen, dense = [], KERNELS["dense"]
+
+    def watched(ops, x, weight, bias=None):
+        seen.append(ops.backward)
+        return dense(ops, x, weight, bias)
+
+    class Watched(NumPyBackend):
+        kernels: ClassVar = {**KERNELS, "dense": watched}
+
+    trainer = xpnn.Trainer(xpnn.layers.Sequential([xpnn.layers.Dense(3)]), backend=Watched()).build((4,))
+    trainer.fit(numbers(6, 4), np.arange(6) % 3, epochs=1, batch_size=6)
+    assert all(seen)
+    seen.clear()
+    trainer.predict(numbers(6, 4))
+    assert seen
+    assert not any(seen)
+
+
+class Slope(xpnn.layers.Layer):
+    """Somebody's own: it predicts a slope."""
+
+    def init(self, in_shape, stream):
+        return {"weight": np.ones((in_shape[0], in_shape[0]), np.float32)}, {}
+
+    def apply(self, weights, stats, x, run):
+        y, backward = run.ops.dense(x, weights["weight"])
+        return y + backward(np.ones_like(y))[0], {}, lambda dy, *, input_gradient=True: (dy, {"weight": dy.T @ x})
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_layer_of_somebodys_own_may_call_a_backward_where_it_predicts(monkeypatch, inside):
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    layer = xpnn.layers.Sequential([Slope()]) if inside else Slope()
+    trainer = xpnn.Trainer(layer, loss="mse", backend="numpy").build((4,))
+    np.testing.assert_array_equal(trainer.predict(np.ones((3, 4), np.float32)), np.full((3, 4), 8))
+
+
+def test_shares_are_added_up_in_blocks_of_columns():
+    """Of windows that are seen in place there are none until then."""
+    w = window("test", (32, 32), 3, 1, "valid", 1)
+    windows = windows_of(numbers(64, 32, 32, 16), w, 16)
+    assert windows.in_place
+    blocks = [len(list(each.blocks(1 << 20))) for each in (windows, windows.for_shares(w))]
+    assert blocks == [8, 22]
