@@ -178,9 +178,9 @@ class PiecesExecutor(Executor):
     def _prediction(self) -> Run:
         """With ops that need keep nothing; a layer of somebody's own may call their backward itself."""
         ops = self.backend.ops
-        return Run(
-            Ops(self.backend.kernels, self.backend.column_bytes, backward=False) if _ours(self.predictor) else ops
-        )
+        if _ours(self.model):
+            ops = Ops(self.backend.kernels, self.backend.column_bytes, backward=False)
+        return Run(ops)
 
     def scores(
         self,
