@@ -24,11 +24,11 @@ def numbers(*shape, seed=0):
 CALLS = {
     "dense": lambda ops: ops.dense(numbers(5, 30), numbers(7, 30, seed=1), numbers(7, seed=2)),
     "conv": lambda ops: ops.conv(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
-    "conv of one channel": lambda ops: ops.conv(numbers(9, 12, 12, 1), numbers(8, 3, 3, 1, seed=1)),
+    "conv of one channel": lambda ops: ops.conv(numbers(99, 12, 12, 1), numbers(8, 3, 3, 1, seed=1)),
     "conv in tiles": lambda ops: ops.conv(numbers(40, 14, 14, 16), numbers(32, 3, 3, 16, seed=1)),
     "conv_relu": lambda ops: ops.conv_relu(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), numbers(8, seed=2)),
     "conv_pool": lambda ops: ops.conv_pool(
-        numbers(9, 28, 28, 1), numbers(16, 3, 3, 1, seed=1), numbers(16, seed=2), pool=2, relu=True
+        numbers(29, 28, 28, 1), numbers(16, 3, 3, 1, seed=1), numbers(16, seed=2), pool=2, relu=True
     ),
     "conv_pool of 3": lambda ops: ops.conv_pool(numbers(9, 12, 12, 3), numbers(8, 3, 3, 3, seed=1), pool=3),
     "conv_avg_pool": lambda ops: ops.conv_avg_pool(
@@ -56,6 +56,22 @@ def test_predictions_keep_their_result_alone(op):
     finally:
         tracemalloc.stop()
     assert y.nbytes <= kept < y.nbytes + 4096
+
+
+@pytest.mark.parametrize("op", ["conv of one channel", "conv_pool", "conv_avg_pool"])
+def test_predictions_keep_nothing_from_block_to_block(op):
+    """Columns, planes and responses of one block are the most there are at a time."""
+    peaks = []
+    for backward in (True, False):
+        ops = Ops(KERNELS, 1 << 15, backward=backward)
+        CALLS[op](ops)
+        tracemalloc.start()
+        try:
+            result = CALLS[op](ops)
+            peaks.append(tracemalloc.get_traced_memory()[1] - result[0].nbytes)
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 def test_of_responses_under_a_pool_it_is_kept_who_won():

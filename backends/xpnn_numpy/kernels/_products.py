@@ -62,15 +62,12 @@ def multiply_across(a: Host, b: Host) -> Host:
         runs = max(runs, min(LOCKED // max(size, 1) + 1, rows // LEAST_ADDED))
     length = rows // runs
     cut = runs * length
-    product = _across(_runs(a, runs, length), _runs(b, runs, length))
-    product = np.add.reduce(product, -3) if runs > 1 else product[..., 0, :, :]
+    across, others = _runs(a, runs, length).swapaxes(-1, -2), _runs(b, runs, length)
+    products = multiply(across, others, np.empty((*across.shape[:-1], b.shape[-1]), a.dtype))
+    product = np.add.reduce(products, -3) if runs > 1 else products[..., 0, :, :]
     if cut < rows:
         product += np.matmul(a[..., cut:, :].swapaxes(-1, -2), b[..., cut:, :])
     return product
-
-
-def _across(a: Host, b: Host) -> Host:
-    return multiply(a.swapaxes(-1, -2), b, np.empty((*a.shape[:-2], a.shape[-1], b.shape[-1]), a.dtype))
 
 
 def _most(b: Host) -> int:

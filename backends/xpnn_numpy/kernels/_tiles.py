@@ -76,8 +76,8 @@ class Tiles:
         for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, column_bytes // max(line, 1)):
             yield samples, slice(pairs.start * 2 // self.each, pairs.stop * 2 // self.each)
 
-    def gather(self, block: Block, *, keep: bool = False) -> Host:
-        """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place; they are large, and never kept."""
+    def gather(self, block: Block) -> Host:
+        """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place."""
         upper, lower = self._under(self.image, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]
         sums = np.empty((4, *d1.shape), d1.dtype)

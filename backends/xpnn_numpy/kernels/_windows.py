@@ -30,11 +30,12 @@ EVERY = (slice(None), slice(None))
 class Windows:
     """The windows of a contiguous, padded image, as views and as columns.
 
-    With a `pool`, outputs are phase-major: those at one place of the pool's windows lie together.
+    With a `pool`, outputs are phase-major: those at one place of the pool's windows lie together. To `keep` columns for
+    the next time is for those of one channel, which are small.
     """
 
-    def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = ()) -> None:
-        self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...] = (), *, keep: bool = False) -> None:
+        self.image, self.w, self.pool, self.keep, self.channels = image, w, pool, keep, image.shape[-1]
         self.columns: dict[Any, Host] = {}
         self.kernel, self.length, self.out, self.line, self.places, self.taps = _layout(
             image.shape, image.itemsize, w, pool
@@ -50,15 +51,15 @@ class Windows:
         """The outputs in blocks whose columns take so much, or one line of one sample."""
         return blocks(len(self.image), self.out[0], column_bytes // max(self.line, 1))
 
-    def gather(self, block: Block, *, keep: bool = False) -> Host:
-        """The columns of a block, `(rows, K·C)`; of one channel they are small, and may be kept for the next time."""
+    def gather(self, block: Block) -> Host:
+        """The columns of a block, `(rows, K·C)`."""
         if self.channels > 1:
             return self._copied(block).reshape(-1, self.length)
         key = block[0].start, block[1].start
         columns = self.columns.get(key)
         if columns is None:
             columns = self._of_one_channel(block).reshape(self.length, -1).T
-            if keep:
+            if self.keep:
                 self.columns[key] = columns
         return columns
 

@@ -61,11 +61,11 @@ def convolved(
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = np.ascontiguousarray(x)
-    windows = windows_of(pad(x, w.pads), w, len(weight))
+    windows = windows_of(pad(x, w.pads), w, len(weight), keep=ops.backward)
     factor, y = windows.factor(weight), np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
-        windows.respond(windows.gather(block, keep=ops.backward), factor, part)
+        windows.respond(windows.gather(block), factor, part)
         if bias is not None:
             by_channel(np.add, part, bias, out=part)
         finish(part, block)
@@ -87,11 +87,13 @@ def convolved(
     return y, backward if ops.backward else unkept
 
 
-def windows_of(image: Host, w: Window, c_out: int, pool: tuple[int, ...] = ()) -> Windows | Tiles:
+def windows_of(
+    image: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, keep: bool = False
+) -> Windows | Tiles:
     """The windows of a padded image: in tiles where that is quicker."""
     if tiled(w, pool, len(image), image.shape[-1], c_out):
         return Tiles(image, w, pool, in_place=not pool and seen_in_place(w, c_out))
-    return Windows(image, w, pool)
+    return Windows(image, w, pool, keep=keep)
 
 
 def plain(windows: Windows | Tiles) -> Windows:

@@ -87,11 +87,11 @@ def conv_pool(
     size = standard.pooled("conv_pool", w, pool).size
     x = np.ascontiguousarray(x)
     c_out = len(weight)
-    windows = windows_of(pad(x, w.pads), w, c_out, size)
+    windows = windows_of(pad(x, w.pads), w, c_out, size, keep=ops.backward)
     factor, y = windows.factor(weight), np.empty((len(x), *windows.out, c_out), x.dtype)
     won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
-        part, columns = y[block], windows.gather(block, keep=ops.backward)
+        part, columns = y[block], windows.gather(block)
         phases = windows.respond(columns, factor, np.empty((prod(size), *part.shape), x.dtype))
         won.append((block, _tournament(phases, part, keep=ops.backward)))
         del columns, phases  # so that those of the next block are in the same memory, which is in the cache
