@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from xpnn.ops._window import Window
 from xpnn_numpy.fast._compiled import Host, compiled, emits
@@ -50,6 +51,8 @@ STRETCHES = 4
 """Parts of the tiles, at the most, each of which has sums of its own."""
 LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 192
 """From which on the maps take less time than they save; and there is a whole vector of channels."""
+LINE = 64
+"""Bytes that come from memory at a time."""
 MOST_WEIGHTS = 9 << 16
 """Up to which the sums of the gradient of the kernels stay in a cache."""
 Matrix = list[list[Any]]
@@ -115,6 +118,49 @@ def _from_image(size: int, combine: Any) -> Any:
         return context.get_dummy_value()
 
     return emits(typed)
+
+
+@emits
+def _take_line(
+    typing: Any, x: Any, start: Any, down: Any, right: Any, rows: Any, columns: Any, count: Any, zeros: Any, y: Any,
+    to: Any, beside: Any, apart: Any,
+) -> Any:  # fmt: skip
+    """A function of compiled code: `Bᵀ d B` of tiles side by side, each with two columns of the one before.
+
+    Vector `(i, j)` of the line is read at `start + i·down + j·right`; where bit i is not set in `rows`, or j is not in
+    the range `columns`, it is outside of the image, and `zeros` are read. What becomes of `(i, j)` of tile t is written
+    to `to + t·beside + (4·i + j)·apart`.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, zeros, y = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 7, 8))
+        load, store, _ = moves(context, builder, signature.args[0].dtype)
+        _, start, down, right, rows, columns, count, _, _, to, beside, apart = args
+        (low, high), first = cgutils.unpack_tuple(builder, columns, 2), builder.gep(x, [start])
+        lines, steps, width = [], [], builder.sub(high, low)
+        for i in range(4):
+            seen = builder.trunc(builder.lshr(rows, _int64(i)), _bit)
+            lines.append(builder.select(seen, builder.gep(first, [builder.mul(down, _int64(i))]), zeros))
+            steps.append(builder.select(seen, right, _int64(0)))
+
+        def column(j: Any) -> list[Any]:
+            seen = builder.icmp_unsigned("<", builder.sub(j, low), width)
+            places = [builder.gep(line, [builder.mul(step, j)]) for line, step in zip(lines, steps, strict=True)]
+            return [v for (v,) in _b(builder, [[load(builder.select(seen, place, zeros))] for place in places])]
+
+        out, fourth = builder.gep(y, [to]), builder.mul(apart, _int64(4))
+        shared = [[cgutils.alloca_once_value(builder, v) for v in column(_int64(j))] for j in (0, 1)]  # registers
+        with cgutils.for_range(builder, count) as loop:
+            j = builder.shl(loop.index, _int64(1))
+            columns = [[builder.load(place) for place in places] for places in shared]
+            columns += [column(builder.add(j, _int64(2))), column(builder.add(j, _int64(3)))]
+            _store(builder.store, columns[2:], shared)
+            first = builder.gep(out, [builder.mul(loop.index, beside)])
+            _store(store, _turned(_b(builder, columns)), _places(builder, first, fourth, apart, 4))
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(x, *[integer] * 4, columns, integer, zeros, y, *[integer] * 3), code
 
 
 def _to_image(relu: bool, shortcut: bool) -> Any:
@@ -203,7 +249,22 @@ def _each(operation: Any, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
     return [operation(*pair) for pair in zip(a, b, strict=True)]
 
 
-_take, _spread, _prepare = _from_image(4, _b), _from_image(2, _from_a), _from_image(3, _g)
+@emits
+def _prefetch(typing: Any, x: Any, at: Any) -> Any:
+    """Have the line of memory that `x[at]` lies in brought into the second-level cache; nothing is waited for."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first, number = context.make_array(signature.args[0])(context, builder, args[0]).data, ir.IntType(32)
+        place = builder.bitcast(builder.gep(first, [args[1]]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [place, number(0), number(2), number(1)])  # of data, to read
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64), code
+
+
+_spread, _prepare = _from_image(2, _from_a), _from_image(3, _g)
 _give, _give_relu, _give_sum = _to_image(False, False), _to_image(True, False), _to_image(True, True)
 
 
@@ -279,17 +340,22 @@ def _convolve_part(
 ) -> None:  # fmt: skip
     """Some blocks of tiles."""
     (_, oh, ow, c_out), (down, across), c = y.shape, _tiles(y, place), panels.shape[2]
-    pooled, lanes, flat = len(place) > 0, BYTES // x.itemsize, y.reshape(-1)
+    pooled, lanes, flat, image = len(place) > 0, BYTES // x.itemsize, y.reshape(-1), x.reshape(-1)
     cols, rows = np.arange(c), np.minimum(np.arange(block + MOST), block - 1) * c
     apart, after = block * c + 16, block * c_out + slack(c_out)  # no power of two, which a cache has few places for
     v, m = np.zeros(16 * apart, x.dtype), np.empty(16 * after, x.dtype)
     out = np.empty(4 * c_out * (block if pooled else 1), x.dtype)
-    begin, last_block = stretch(-(-(len(y) * down * across) // block), part, parts)
-    end = min(last_block * block, len(y) * down * across)
+    tiles = len(y) * down * across
+    begin, last_block = stretch(-(-tiles // block), part, parts)
+    end = min(last_block * block, tiles)
     for first in range(begin * block, end, block):
         many = min(block, end - first)
         _take_tiles(x, before, (down, across), first, many, v, apart)
-        for k in range(16):
+        for k in range(16):  # meanwhile there comes what the next block is made of, and where this one goes
+            near, far = first + many * k // 16, first + many * (k + 1) // 16
+            _fetch(image, near + many, far + many, tiles, 2 * x.shape[2] * c)
+            _fetch(flat, near, far, tiles, 0)
+            _fetch(shortcut, near, far, tiles, 0)
             multiply(v[k * apart :], rows, many, cols, panels[k].reshape(-1), c_out, m[k * after :])
         i, h, w = first // (down * across), first // across % down, first % across
         for t in range(many):
@@ -326,6 +392,16 @@ def _convolve_part(
 
 
 @compiled
+def _fetch(x: Host, first: int, last: int, tiles: int, beyond: int) -> None:
+    """Have what lies under some of all tiles, or so far beyond it, come from memory while products are made.
+
+    For by itself it comes only when it is read, and that is between products, tile by tile.
+    """
+    for at in range(first * len(x) // tiles, last * len(x) // tiles, LINE // x.itemsize):
+        _prefetch(x, beyond + at)
+
+
+@compiled
 def _take_tiles(
     x: Host, before: tuple[int, int], tiles: tuple[int, int], first: int, many: int, v: Host, apart: int
 ) -> None:
@@ -333,13 +409,19 @@ def _take_tiles(
     (_, height, width, c), (above, left), (down, across) = x.shape, before, tiles
     i, h, w = first // (down * across), first // across % down, first % across
     image, lanes, zeros = x.reshape(-1), BYTES // x.itemsize, np.zeros(BYTES // x.itemsize, x.dtype)
-    for t in range(many):
-        top, side = 2 * h - above, 2 * w - left
-        start, rows, columns = ((i * height + top) * width + side) * c, _inside(top, height), _inside(side, width)
+    t = 0
+    while t < many:
+        top, side, count = 2 * h - above, 2 * w - left, min(across - w, many - t)
+        start, rows = ((i * height + top) * width + side) * c, _inside(top, height)
         for k in range(0, c, lanes):
             k = min(k, c - lanes)  # the last vector repeats some of the one before, and reads nothing behind the image
-            _take(image, start + k, width * c, c, rows, columns, zeros, v, t * c + k, apart)
-        i, h, w = _next(i, h, w, down, across)
+            _take_line(
+                image, start + k, width * c, c, rows, (-side, width - side), count, zeros, v, t * c + k, c, apart
+            )
+        t, w = t + count, 0
+        h += 1
+        if h == down:
+            i, h = i + 1, 0
 
 
 @compiled
@@ -394,14 +476,15 @@ def _fold_part(part: int, parts: int, sums: Host, dmatrix: Host) -> None:
 @compiled
 def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host, sums: Host) -> None:
     """The sums over some blocks of tiles."""
-    (_, oh, ow, c_out), c, lanes, flat = dy.shape, x.shape[3], BYTES // x.itemsize, dy.reshape(-1)
-    down, across = (oh + 1) // 2, (ow + 1) // 2
+    (_, oh, ow, c_out), c, lanes = dy.shape, x.shape[3], BYTES // x.itemsize
+    down, across, image, flat = (oh + 1) // 2, (ow + 1) // 2, x.reshape(-1), dy.reshape(-1)
     rows, cols = np.minimum(np.arange(c + MOST), c - 1), np.arange(TILES) * c
     apart, after = TILES * c + 16, TILES * c_out + 16  # no powers of two, which a cache has few places for
     v, m = np.empty(16 * apart, x.dtype), np.zeros(16 * after, x.dtype)
     space, zeros = np.zeros(TILES * 2 * BYTES // x.itemsize, x.dtype), np.zeros(lanes, x.dtype)
-    begin, last_block = stretch(-(-(len(dy) * down * across) // TILES), part, len(sums))
-    end = min(last_block * TILES, len(dy) * down * across)
+    tiles = len(dy) * down * across
+    begin, last_block = stretch(-(-tiles // TILES), part, len(sums))
+    end = min(last_block * TILES, tiles)
     for first in range(begin * TILES, end, TILES):
         many = min(TILES, end - first)
         _take_tiles(x, before, (down, across), first, many, v, apart)
@@ -414,6 +497,9 @@ def _weight_gradient_part(part: int, x: Host, before: tuple[int, int], dy: Host,
                 _spread(flat, start + k, ow * c_out, c_out, below, beside, zeros, m, t * c_out + k, after)
             i, h, w = _next(i, h, w, down, across)
         for k in range(16):
+            near, far = first + many * (k + 16) // 16, first + many * (k + 17) // 16
+            _fetch(image, near, far, tiles, 2 * x.shape[2] * c)
+            _fetch(flat, near, far, tiles, 0)
             b = m[k * after : k * after + many * c_out].reshape(many, c_out)
             add_up(v[k * apart :], rows, cols[:many], b, 0, space, sums[part, k])
 
