@@ -16,9 +16,8 @@ NO_GRID = np.zeros((6, 3), np.int64)
 
 
 @compiled
-def win(responses: Host, y: Host, place: Host, phases: int) -> None:
-    """The maximum of each window, and which phase it is; the first of equals, and NaN if there is one."""
-    best, won, r = y.reshape(-1), place.reshape(-1), responses.reshape(-1)
+def win(r: Host, best: Host, won: Host, phases: int) -> None:
+    """The maximum of each window, and which phase it is; the first of equals, and NaN if there is one. All are flat."""
     n, u8 = np.uint64(len(best)), np.uint8
     done = 4 if phases >= 4 else 1
     if done == 4:  # in one pass, which the compiler turns into vector code

@@ -385,10 +385,10 @@ def _convolve_part(
                             sum_and_rectify(responses, shortcut[to : to + c_out])
             i, h, w = _next(i, h, w, down, across)
         if pooled:
-            maxima, won = flat[first * c_out : (first + many) * c_out], place[first : first + many]
+            maxima, won = flat[first * c_out : (first + many) * c_out], place[first : first + many].reshape(-1)
             win(out, maxima, won, 4)
             if relu:
-                rectify(maxima, won.reshape(-1))
+                rectify(maxima, won)
 
 
 @compiled

@@ -367,7 +367,7 @@ def _forward_part(
             out = responses[phase * (last - first) * c_out :]
             multiply(image, rows[direct - first :], last - direct, taps, panels, c_out, out)
         if pooled:
-            win(responses, y[first:last], place[first:last], phases)
+            win(responses, y[first:last].reshape(-1), place[first:last].reshape(-1), phases)
         else:
             rest = y[direct:last].reshape(-1)
             for k in range(len(rest)):
@@ -416,10 +416,11 @@ def _forward_channels_part(
                 for k in range(c):
                     best[i * c + k] += shortcut[i, first + k]
         sum_and_rectify(best, shortcut[:0].reshape(-1))
-    for i in range(n):
-        y[i, first:end] = best[i * c : (i + 1) * c]
-        if len(place):
-            place[i, first:end] = won[i * c : (i + 1) * c]
+    for i in range(n):  # by itself each value: for copies of slices numba compiles their errors, for a second each
+        for k in range(c):
+            y[i, first + k] = best[i * c + k]
+        for k in range(c if len(place) else 0):
+            place[i, first + k] = won[i * c + k]
 
 
 @compiled
@@ -444,8 +445,9 @@ def _weight_gradient_part(
 ) -> None:
     pooled, image, (tap, taps_end) = len(place) > 0, x.reshape(-1), stretch(len(taps), part % groups, groups)
     own = taps[tap:taps_end]
-    rows, cols = np.full(len(own) + MOST, own[-1]), np.empty(BLOCK + MOST, np.int64)
-    rows[: len(own)] = own
+    rows, cols = np.empty(len(own) + MOST, np.int64), np.empty(BLOCK + MOST, np.int64)
+    for i in range(len(rows)):
+        rows[i] = own[min(i, len(own) - 1)]
     space = np.zeros(BLOCK * 2 * BYTES // x.itemsize, x.dtype)
     spread = np.empty((BLOCK if pooled else 0, dy.shape[1]), dy.dtype)
     begin, end = stretch(-(-len(dy) // BLOCK), part // groups, len(sums) // groups)
