@@ -49,7 +49,7 @@ TILES = 80
 """At a time, at the most: what is made of them stays in the second-level cache."""
 STRETCHES = 4
 """Parts of the tiles, at the most, each of which has sums of its own."""
-LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 192
+LEAST_CHANNELS, LEAST_TILES = max(16, BYTES // 4), 64
 """From which on the maps take less time than they save; and there is a whole vector of channels."""
 LINE = 64
 """Bytes that come from memory at a time."""
