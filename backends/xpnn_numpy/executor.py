@@ -25,6 +25,7 @@ from xpnn.layers.base import Layer, Run
 from xpnn.layers.containers import Container
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
+from xpnn.ops._made import Once
 from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
@@ -70,6 +71,8 @@ class PiecesExecutor(Executor):
         self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
         self.crew, self.alone = Crew(threads()), Crew(1)
         self._prepared: Prepared | None = None
+        self._made = Once()
+        self._made_of: Mapping[str, Array] | None = None
 
     def session(self) -> AbstractContextManager[None]:
         """Hold BLAS to one thread, and settle NumPy."""
@@ -79,7 +82,6 @@ class PiecesExecutor(Executor):
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scalars: Array
     ) -> tuple[State, Array]:
         """As the plain one."""
-        self._prepared = None
         flats, stats, loss, right = self._lanes(state, images, targets, draws, scalars[0])
         finite = bool(state["finite"]) and isfinite(loss)
         if finite:
@@ -172,14 +174,22 @@ class PiecesExecutor(Executor):
             return self.scores(*given, images, cuts, self._crew(n))
 
     def _predicted(self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array) -> Array:
+        if self._made_of is not weights:
+            self._made.forget()
+            self._made_of = weights
         return self.predictor.apply(weights, stats, images, self._prediction)[0]
+
+    def _forget(self) -> None:
+        """What predictions keep of a state."""
+        self._prepared = self._made_of = None
+        self._made.forget()
 
     @cached_property
     def _prediction(self) -> Run:
         """With ops that need keep nothing; a layer of somebody's own may call their backward itself."""
         ops = self.backend.ops
         if _ours(self.model):
-            ops = Ops(self.backend.kernels, self.backend.column_bytes, backward=False)
+            ops = Ops(self.backend.kernels, self.backend.column_bytes, backward=False, made=self._made)
         return Run(ops)
 
     def scores(
@@ -299,6 +309,7 @@ class PiecesExecutor(Executor):
 
         Where there are more lanes elsewhere, `joined` joins the parts of these with theirs.
         """
+        self._forget()
         tree, lanes, crew = self._tree(weights), len(cuts), crew or self.alone
         flats = np.empty((lanes, len(weights)), self.dtype)
         meets = not self.per_sample and (lanes > 1 or joined is not None)

@@ -15,9 +15,9 @@ def made(monkeypatch):
     monkeypatch.setattr(_planes, "LEAST", 1)
     windows = []
 
-    def noting(w, *rest):
+    def noting(weight, w, pool):
         windows.append(w)
-        return Bands(w, *rest)
+        return Bands(weight, w, pool)
 
     monkeypatch.setattr(joined, "Bands", noting)
     for f in (_planes.apart, joined.banded):

@@ -1,6 +1,8 @@
 """Who won under a max-pool is kept for backward, the responses are not; in predictions convolutions keep nothing."""
 
+import gc
 import tracemalloc
+import weakref
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +14,7 @@ from xpnn_numpy.kernels.joined import _prizes, _rounds, _tournament
 
 import xpnn
 from xpnn.ops import Ops
+from xpnn.ops._made import Once
 from xpnn.ops._window import window
 
 TRAINED, PREDICTED = Ops(KERNELS, 1 << 21), Ops(KERNELS, 1 << 21, backward=False)
@@ -44,6 +47,39 @@ def test_predictions_have_the_bits_of_training_and_no_backward(op):
     assert all(g is None or np.isfinite(g).all() for g in backward(np.ones_like(y)))
     with pytest.raises(RuntimeError, match=r"Ops\(\.\.\., backward=False\), and keep nothing for backward"):
         none(y)
+
+
+LAID_OUT = {  # op, shapes of image and weight, options
+    "copied": ("conv", (12, 12, 3), (8, 3, 3, 3), {}),
+    "in tiles": ("conv", (14, 14, 16), (32, 3, 3, 16), {"padding": 1}),
+    "in tiles under a pool": ("conv_pool", (14, 14, 16), (32, 3, 3, 16), {"pool": 2}),
+    "in place": ("conv_relu", (9, 32, 32), (40, 3, 3, 32), {"padding": "same"}),
+    "by channels": ("conv_pool", (13, 13, 32), (72, 3, 3, 32), {"pool": 2, "relu": True}),
+    "of signals": ("conv", (40, 2), (5, 3, 2), {"stride": 2}),
+    "of one channel": ("conv_pool", (12, 12, 1), (8, 3, 3, 1), {"pool": 2}),
+    "in bands": ("conv_avg_pool", (28, 28, 1), (6, 5, 5, 1), {"pool": 2, "activation": "relu"}),
+}
+
+
+@pytest.mark.parametrize("case", LAID_OUT)
+@pytest.mark.parametrize("kernels", ["plain", "compiled"])
+def test_what_is_made_of_weights_is_made_once(kernels, case):
+    """And serves any number of images; of other weights it is made anew, also where they lie at the same address."""
+    if kernels == "compiled":
+        pytest.importorskip("numba")
+        from xpnn_numpy import fast
+    known = KERNELS if kernels == "plain" else {**KERNELS, **fast.KERNELS}
+    (op, image, shape, options), once = LAID_OUT[case], Once()
+    trained, predicted = (getattr(Ops(known, 1 << 21, **how), op) for how in ({}, {"backward": False, "made": once}))
+    weight, bias, counts = numbers(*shape, seed=1), numbers(shape[0], seed=2), []
+    for n in (1, 40, 1):
+        x = numbers(n, *image, seed=n)
+        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])
+        counts.append(len(once._made))
+    assert 1 <= counts[0] <= counts[1] == counts[2] <= 4
+    for seed in range(3, 9):
+        weight = numbers(*shape, seed=seed)
+        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -119,6 +155,27 @@ def test_a_trainer_predicts_without_keeping(monkeypatch):
     trainer.predict(numbers(6, 4))
     assert seen
     assert not any(seen)
+
+
+def test_what_was_made_is_let_go_with_the_weights(monkeypatch):
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    trainer = xpnn.Trainer(
+        xpnn.layers.Sequential([xpnn.layers.Conv2D(4, 3), xpnn.layers.Flatten(), xpnn.layers.Dense(3)]), backend="numpy"
+    ).build((6, 6, 2))
+    images, made = numbers(8, 6, 6, 2), trainer.executor._made._made
+    first = trainer.predict(images)
+    kept = [weakref.ref(weights) for weights, _ in made.values()]
+    assert kept
+    trainer.fit(images, np.arange(8) % 3, epochs=1, batch_size=8)
+    gc.collect()
+    assert not made
+    assert not any(weights() is not None for weights in kept)
+    assert not np.array_equal(trainer.predict(images), first)
+    count = len(made)
+    for _ in range(3):  # other weights without a step between
+        trainer._state = {**trainer._state, "weights": trainer._state["weights"].copy()}
+        trainer.predict(images)
+        assert len(made) == count
 
 
 class Slope(xpnn.layers.Layer):

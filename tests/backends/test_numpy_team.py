@@ -139,6 +139,7 @@ def test_who_shares_waits_for_all_parts():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
     from xpnn_numpy.fast import _windows, convolution
+    from xpnn_numpy.fast._product import packed
     from xpnn_numpy.fast._responses import NO_GRID
 
     for size in range(6, 26):
@@ -147,13 +148,14 @@ def test_nothing_is_written_behind_the_outputs(c_out, pool, dtype):
         image = convolution._padded(np.ones((1, size, 11, 4), dtype), w.pads)
         weight, nothing = np.ones((len(taps), c_out), dtype), (np.zeros(0, dtype), False, np.zeros((0, c_out), dtype))
         rows = places.shape[1]
-        beyond = np.full(rows * c_out + 100, 7, dtype)
-        place = np.zeros((rows if pool else 0, c_out), np.uint8)
-        y = beyond[: rows * c_out].reshape(rows, c_out)
         unaveraged = NO_GRID, False, np.empty((0, c_out), dtype)
-        convolution._forward(image, places, taps, weight, nothing, y, place, unaveraged)
-        assert (beyond[rows * c_out :] == 7).all()
-        assert y.max() == 36
+        for panels in (np.zeros(0, dtype), packed(weight)):
+            beyond = np.full(rows * c_out + 100, 7, dtype)
+            place = np.zeros((rows if pool else 0, c_out), np.uint8)
+            y = beyond[: rows * c_out].reshape(rows, c_out)
+            convolution._forward(image, places, taps, weight, panels, nothing, y, place, unaveraged)
+            assert (beyond[rows * c_out :] == 7).all()
+            assert y.max() == 36
 
 
 def test_no_part_takes_means_of_what_another_makes():
@@ -163,13 +165,14 @@ def test_no_part_takes_means_of_what_another_makes():
     w, means = window("conv", (23, 37), 2, 1, "valid", 1), window("pool", (22, 36), (11, 4), (11, 4), "valid", 1)
     places, taps = _windows.forward(w, (1, 1), 2)
     image, weight = drawn("x", (9, 23 * 37 * 2)), drawn("weight", (len(taps), 16))
-    nothing = np.zeros(0, np.float32), False, np.zeros((0, 16), np.float32)
+    none = np.zeros(0, np.float32)
+    nothing = none, False, np.zeros((0, 16), np.float32)
     for _ in range(5):
         with team.sharing(2):
             come(2)
             y, averaged = np.full((9 * 22 * 36, 16), np.nan, np.float32), np.full((9 * 2 * 9, 16), np.nan, np.float32)
             place, on = np.zeros((0, 16), np.uint8), (pool.grid(means), True, averaged)
-            convolution._forward(image, places, taps, weight, nothing, y, place, on)
+            convolution._forward(image, places, taps, weight, none, nothing, y, place, on)
         expected = y.reshape(9, 2, 11, 9, 4, 16).mean((2, 4)).reshape(-1, 16)
         np.testing.assert_allclose(averaged, expected, rtol=0, atol=1e-6)
 
@@ -205,7 +208,7 @@ def test_tiles_end_with_the_outputs(pooled, relu, more, dtype):
         beyond, place = np.full(size + 100, 7, dtype), np.zeros((size // 33 if pooled else 0, 33), np.uint8)
         image, y = np.ones((3, h, w, 35), dtype), beyond[:size].reshape(shape)
         shortcut = np.full(size if more else 0, more, dtype)
-        _winograd.convolve(image, (1, 1), weight, False, bias, relu, shortcut, y, place)
+        _winograd.convolve(image, (1, 1), _winograd.panels(weight, False), bias, relu, shortcut, y, place)
         assert (beyond[size:] == 7).all()
         assert y.max() == 9 * 35 + 1 + more
         if not pooled:

@@ -270,18 +270,16 @@ _give, _give_relu, _give_sum = _to_image(False, False), _to_image(True, False), 
 
 @compiled
 def convolve(
-    x: Host, before: tuple[int, int], weight: Host, backwards: bool, bias: Host, relu: bool, shortcut: Host, y: Host,
-    place: Host,
-) -> None:  # fmt: skip
+    x: Host, before: tuple[int, int], panels: Host, bias: Host, relu: bool, shortcut: Host, y: Host, place: Host
+) -> None:
     """Fill `y`, and the places of its maxima where there is a pool.
 
-    `before` is the padding above and on the left of `x`, `weight` is `(C_out, 9, C)`; `backwards` for the convolution
-    with the kernels turned around, from `C_out` channels to `C`. The `shortcut` is flat; if it is not empty, there is
-    ReLU.
+    `before` is the padding above and on the left of `x`, `panels` are those of the kernels. The `shortcut` is flat; if
+    it is not empty, there is ReLU.
     """
-    panels, down, across = _panels(weight, backwards), *_tiles(y, place)
+    down, across = _tiles(y, place)
     tiles = len(y) * down * across
-    parts = cut(tiles, 16 * weight.shape[0] * weight.shape[2])
+    parts = cut(tiles, 16 * x.shape[3] * y.shape[3])
     block = min(tiled(-(-tiles // parts), WIDE), TILES)
     parts = min(parts, -(-tiles // block))
     share(_convolve_part, (parts, block, x, before, panels, bias, relu, shortcut, y, place), parts)
@@ -294,14 +292,17 @@ def _tiles(y: Host, place: Host) -> tuple[int, int]:
 
 
 @compiled
-def _panels(weight: Host, backwards: bool) -> Host:
-    """`G g Gᵀ` of each kernel, as sixteen matrices in the panels of `multiply`."""
+def panels(weight: Host, backwards: bool) -> Host:
+    """`G g Gᵀ` of each kernel `(C_out, 9, C)`, as sixteen matrices in the panels of `multiply`.
+
+    `backwards` for the convolution with the kernels turned around, from `C_out` channels to `C`.
+    """
     kernels, width = _kernels(weight, backwards), 2 * BYTES // weight.itemsize
     count, _, n = kernels.shape
-    panels = np.empty((16, n // width, count, width), weight.dtype)
+    made = np.empty((16, n // width, count, width), weight.dtype)
     parts = cut(count, n << 8)  # each takes as long as so many multiply-adds
-    share(_panels_part, (parts, kernels, panels), parts)
-    return panels
+    share(_panels_part, (parts, kernels, made), parts)
+    return made
 
 
 @compiled

@@ -10,14 +10,15 @@ runs of a kernel's row: a fraction of the products' work. With few, products are
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from operator import floordiv
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from xpnn.ops import convolution as standard
-from xpnn.ops import joined
+from xpnn.ops import joined, unkept
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.fast import _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
@@ -66,7 +67,7 @@ def conv(
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation, groups)
     if groups != 1 or not takes(x):
         return numpys.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return _convolved(x, weight, bias, w, (), False)
+    return _convolved(ops, x, weight, bias, w, (), False)
 
 
 def conv_relu(
@@ -87,14 +88,14 @@ def conv_relu(
         return numpys_joined.conv_relu(
             ops, x, weight, bias, shortcut, stride=stride, padding=padding, dilation=dilation
         )
-    y, conv_backward = _convolved(x, weight, bias, w, (), True, shortcut=shortcut)
+    y, conv_backward = _convolved(ops, x, weight, bias, w, (), True, shortcut=shortcut)
     summed = shortcut is not None  # of it nothing is kept
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None, Host | None]:
         d = through("conv_relu", dy, y)
         return *conv_backward(d, input_gradient=input_gradient), d if summed else None
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def conv_pool(
@@ -116,7 +117,7 @@ def conv_pool(
         return numpys_joined.conv_pool(
             ops, x, weight, bias, pool=pool, relu=relu, stride=stride, padding=padding, dilation=dilation
         )
-    return _convolved(x, weight, bias, w, size, relu)
+    return _convolved(ops, x, weight, bias, w, size, relu)
 
 
 def conv_avg_pool(
@@ -139,37 +140,38 @@ def conv_avg_pool(
         return joined.conv_avg_pool(
             ops, x, weight, bias, pool=pool, activation=activation, stride=stride, padding=padding, dilation=dilation
         )
-    return _convolved(x, weight, bias, w, (), False, p, joined.checked(activation) == "tanh")
+    return _convolved(ops, x, weight, bias, w, (), False, p, joined.checked(activation) == "tanh")
 
 
 def _convolved(
-    x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool,
+    ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, pool: tuple[int, ...], relu: bool,
     mean: Window | None = None, tanh: bool = False, shortcut: Host | None = None,
 ) -> Result:  # fmt: skip
-    x, weight, c_out, windows = plain(x), plain(weight), len(weight), pool or (1,) * len(w.out)
-    matrix = weight.reshape(c_out, -1)
-    by_tiles = _winograd.suits(w, pool, len(x), x.shape[-1], c_out)
-    dense = bias is None and not (pool or relu)  # most often a normalisation follows, whose gradient has few zeros
-    image, (places, taps) = None, _windows.forward(w, windows, x.shape[-1])
-    y = np.empty((len(x), *map(floordiv, w.out, windows), c_out), x.dtype)
-    place = np.empty((y.size // c_out if pool else 0, c_out), np.uint8)
-    means = np.empty((len(x), *mean.out, c_out) if mean else (0, c_out), x.dtype)
-    g, other = grid(mean) if mean else NO_GRID, np.empty(0, x.dtype) if shortcut is None else plain(shortcut)
+    x, c_out, image = plain(x), len(weight), None
+    by_tiles, places, taps, shape, before, none = _plan(w, pool, len(x), x.shape[-1], c_out, x.dtype)
+    y = means = np.empty(shape, x.dtype)
+    rows, g = y.reshape(-1, c_out), grid(mean) if mean else NO_GRID
+    place = np.empty(rows.shape, np.uint8) if pool else none.places
+    other = none.rows if shortcut is None else plain(shortcut).reshape(-1, c_out)
     if by_tiles:
-        shift = np.zeros(c_out, x.dtype) if bias is None else plain(bias)
-        _winograd.convolve(
-            x, _winograd.before(w), weight.reshape(c_out, 9, -1), False, shift, relu, other.reshape(-1), y, place
-        )
+        shift, panels = np.zeros(c_out, x.dtype) if bias is None else plain(bias), ops.made(weight, _tile_panels)
+        _winograd.convolve(x, before, panels, shift, relu, other.reshape(-1), y, place)
     else:
         image = _padded(x, w.pads)
-        shift = np.zeros(0, x.dtype) if bias is None else repeated(bias, max(1, 256 // c_out))
-        averaged = g, tanh, means.reshape(-1, c_out)
-        after = shift, relu, other.reshape(-1, c_out)
-        _forward(image, places, taps, matrix.T, after, y.reshape(-1, c_out), place, averaged)
+        if mean:
+            means = np.empty((len(x), *mean.out, c_out), x.dtype)
+        averaged = g, tanh, means.reshape(-1, c_out) if mean else none.rows
+        after = none.values if bias is None else ops.made(bias, repeated, max(1, 256 // c_out)), relu, other
+        columns, panels = (_columns(weight), none.values) if ops.backward else (none.rows.T, ops.made(weight, _panels))
+        _forward(image, places, taps, columns, panels, after, rows, place, averaged)
         if not pool and 2 * image.size > y.size:
             image = None  # one beside each image would be half the memory of a network
 
-    active, shape = y if mean else None, means.shape if mean else y.shape  # of other responses nothing is kept
+    if not ops.backward:
+        return means, unkept
+    active, shape = y if mean else None, means.shape  # of other responses nothing is kept
+    weight, dense = plain(weight), bias is None and not (pool or relu)  # often in front of a norm: few zeros in `dy`
+    matrix = weight.reshape(c_out, -1)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         dy = fitting("conv_avg_pool" if mean else "conv_pool" if pool else "conv", dy, shape, x.dtype)
@@ -191,7 +193,7 @@ def _convolved(
         elif input_gradient:
             dx = _input_gradient(dy, weight, w)
         if by_tiles and dense and matrix.size <= _winograd.MOST_WEIGHTS:
-            dmatrix = _winograd.weight_gradient(x, _winograd.before(w), dy).T
+            dmatrix = _winograd.weight_gradient(x, before, dy).T
         elif not (pool and many):
             dmatrix = _weight_gradient(kept(), places, taps, rows, place).T
         return dx, dmatrix.reshape(weight.shape), dbias
@@ -199,14 +201,58 @@ def _convolved(
     def kept() -> Host:
         return _padded(x, w.pads) if image is None else image
 
-    return (means if mean else y), backward
+    return means, backward
+
+
+class Nothing(NamedTuple):
+    """Arrays without values: a flat one, one with a row for each response, and one of places."""
+
+    values: Host
+    rows: Host
+    places: Host
+
+
+class Plan(NamedTuple):
+    """Whether a convolution is done in tiles, and what these are told of its padding; places of outputs and taps."""
+
+    by_tiles: bool
+    places: Host
+    taps: Host
+    shape: tuple[int, ...]
+    before: tuple[int, int]
+    none: Nothing
+
+
+@lru_cache(maxsize=4096)
+def _plan(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int, dtype: Any) -> Plan:
+    """What does not change from step to step."""
+    by_tiles, windows = _winograd.suits(w, pool, n, c, c_out), pool or (1,) * len(w.out)
+    places, taps = _windows.forward(w, windows, c)
+    shape, before = (n, *map(floordiv, w.out, windows), c_out), _winograd.before(w) if by_tiles else (0, 0)
+    none = Nothing(np.empty(0, dtype), np.empty((0, c_out), dtype), np.empty((0, c_out), np.uint8))
+    return Plan(by_tiles, places, taps, shape, before, none)
+
+
+def _columns(weight: Host) -> Host:
+    """The weights as what columns are multiplied by, `(K·C, C_out)`."""
+    return plain(weight).reshape(len(weight), -1).T
+
+
+def _panels(weight: Host) -> Host:
+    """The same in panels."""
+    return packed(_columns(weight))
+
+
+def _tile_panels(weight: Host) -> Host:
+    """The same of one in tiles."""
+    return _winograd.panels(plain(weight).reshape(len(weight), 9, -1), False)
 
 
 def _padded(x: Host, pads: _windows.Pads) -> Host:
     """The images with zeros around them, one a row."""
-    if not any(map(any, pads)):
-        return x.reshape(len(x), prod(x.shape[1:]))
     shape, before, padded = _windows.frame(x.shape[1:], pads)
+    if shape == padded:
+        return x.reshape(len(x), prod(padded))
     image = np.empty((len(x), *padded), x.dtype)
     _pad(x.reshape(len(x), *shape), before, image)
     return image.reshape(len(x), prod(padded))
@@ -215,9 +261,9 @@ def _padded(x: Host, pads: _windows.Pads) -> Host:
 def _tiled_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """The gradient of the input in Winograd's tiles: a convolution of `dy` with the kernels turned around."""
     turned, (c_out, *_, c) = _winograd.turned(w), weight.shape
-    dx, kernels = np.empty((len(dy), *w.n, c), dy.dtype), weight.reshape(c_out, 9, c)
+    dx, panels = np.empty((len(dy), *w.n, c), dy.dtype), _winograd.panels(weight.reshape(c_out, 9, c), True)
     zeros, none, nowhere = np.zeros(c, dy.dtype), np.empty(0, dy.dtype), np.empty((0, c), np.uint8)
-    _winograd.convolve(dy, _winograd.before(turned), kernels, True, zeros, False, none, dx, nowhere)
+    _winograd.convolve(dy, _winograd.before(turned), panels, zeros, False, none, dx, nowhere)
     return dx
 
 
@@ -225,13 +271,14 @@ def _input_gradient(dy: Host, weight: Host, w: Window) -> Host:
     """That of a convolution: one of `dy` for each place between the strides (Dumoulin, Visin, 2016, section 4)."""
     c, (pads, parts) = weight.shape[-1], _windows.backward(w, len(weight))
     image, dx = _padded(dy, pads), np.empty((len(dy), *w.n, c) if len(parts) > 1 else 0, dy.dtype)
-    nothing, nowhere = (np.empty(0, dy.dtype), False, np.empty((0, c), dy.dtype)), np.empty((0, c), np.uint8)
+    none, nowhere = np.empty(0, dy.dtype), np.empty((0, c), np.uint8)
+    nothing = none, False, np.empty((0, c), dy.dtype)
     for inputs, taps, places, offsets in parts:
         part = np.empty((len(dy), *(len(range(n)[i]) for n, i in zip(w.n, inputs, strict=True)), c), dy.dtype)
         if len(offsets):
             met = weight[(slice(None), *taps)].transpose(*range(1, weight.ndim - 1), 0, -1).reshape(-1, c)
             averaged = NO_GRID, False, np.empty((0, c), dy.dtype)
-            _forward(image, places, offsets, plain(met), nothing, part.reshape(-1, c), nowhere, averaged)
+            _forward(image, places, offsets, plain(met), none, nothing, part.reshape(-1, c), nowhere, averaged)
         else:  # a stride longer than the kernel: no output sees them
             part[...] = 0
         if len(parts) == 1:
@@ -323,18 +370,21 @@ def _pad_part(part: int, parts: int, x: Host, before: tuple[int, ...], image: Ho
 
 @compiled
 def _forward(
-    x: Host, places: Host, taps: Host, weight: Host, after: tuple[Host, bool, Host], y: Host, place: Host,
+    x: Host, places: Host, taps: Host, weight: Host, panels: Host, after: tuple[Host, bool, Host], y: Host, place: Host,
     averaged: tuple[Host, bool, Host],
 ) -> None:  # fmt: skip
-    """Fill `y` and the places of its maxima, or the means of its windows; `weight` is `(K·C, C_out)`.
+    """Fill `y` and the places of its maxima, or the means of its windows.
 
-    What comes `after` is a bias, and ReLU, before which a shortcut is added; of both there may be none.
+    `weight` is `(K·C, C_out)`; where there are `panels` of it, these are used instead. What comes `after` is a bias,
+    and ReLU, before which a shortcut is added; of both there may be none.
     """
     phases, c_out = len(places), y.shape[1]
     parts, groups = cut(len(y), phases * len(taps) * c_out), cut(c_out, phases * len(taps) * len(y))
-    few = phases * y.size * y.itemsize <= MOVED and weight.size > x.size
+    few = phases * y.size * y.itemsize <= MOVED and len(taps) * c_out > x.size
+    ready, width = len(panels) > 0, 2 * BYTES // y.itemsize
     if few and groups > 1 and not len(averaged[2]):
-        share(_forward_channels_part, (groups, x, places, taps, weight, after, y, place), groups)
+        own = panels if ready else np.zeros(tiled(c_out, width) * len(taps), y.dtype)
+        share(_forward_channels_part, (groups, x, places, taps, weight, own, ready, after, y, place), groups)
         return
     most = max(BLOCK_BYTES // (phases * c_out * y.itemsize * TILES), 1) * TILES
     block = max(min(tiled(-(-len(y) // parts), TILES), most), TILES)
@@ -343,7 +393,8 @@ def _forward(
         line = g[SIZE, 1] * g[N, 2]
         block = max(block // line, 1) * line
     parts = min(parts, -(-len(y) // block))
-    share(_forward_part, (parts, block, x, places, taps, packed(weight), after, y, place, averaged), parts)
+    whole = panels if ready else packed(weight)
+    share(_forward_part, (parts, block, x, places, taps, whole, after, y, place, averaged), parts)
 
 
 @compiled
@@ -384,22 +435,22 @@ def _forward_part(
 
 @compiled
 def _forward_channels_part(
-    part: int, groups: int, x: Host, places: Host, taps: Host, weight: Host, after: tuple[Host, bool, Host], y: Host,
-    place: Host,
+    part: int, groups: int, x: Host, places: Host, taps: Host, weight: Host, panels: Host, ready: bool,
+    after: tuple[Host, bool, Host], y: Host, place: Host,
 ) -> None:  # fmt: skip
-    """Some channels of `y`, of all rows, with panels of weights of their own."""
-    bias, relu, shortcut = after
-    lanes, n, phases, image = BYTES // x.itemsize, len(y), len(places), x.reshape(-1)
-    vectors = tiled(y.shape[1], lanes) // lanes
-    first, end = vectors * part // groups * lanes, min(vectors * (part + 1) // groups * lanes, y.shape[1])
-    c, width = end - first, 2 * lanes
-    panels, rows = np.zeros(tiled(c, width) * len(taps), y.dtype), np.empty(n + MOST, np.int64)
-    for column in range(0, c, width):
-        pack(weight, first + column, width, panels[column * len(taps) :])
+    """Some channels of `y`, of all rows; their panels are made here where they are not `ready`."""
+    (bias, relu, shortcut), width = after, 2 * BYTES // x.itemsize
+    n, phases, image = len(y), len(places), x.reshape(-1)
+    begin, last = stretch(tiled(y.shape[1], width) // width, part, groups)
+    first, end = begin * width, min(last * width, y.shape[1])
+    c, rows = end - first, np.empty(n + MOST, np.int64)
+    if not ready:
+        for column in range(first, end, width):
+            pack(weight, column, width, panels[column * len(taps) :])
     responses = np.empty(phases * n * c + slack(c), y.dtype)
     for phase in range(phases):
         among(places[phase], x.shape[1], 0, n, rows)
-        multiply(image, rows, n, taps, panels, c, responses[phase * n * c :])
+        multiply(image, rows, n, taps, panels[first * len(taps) :], c, responses[phase * n * c :])
     best, won = responses[: n * c], np.empty(n * c if len(place) else 0, np.uint8)
     if len(place):
         best = np.empty(n * c, y.dtype)

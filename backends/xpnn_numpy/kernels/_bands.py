@@ -36,30 +36,30 @@ def banded(w: Window, pool: tuple[int, ...], n: int, c_out: int) -> bool:
 class Bands:
     """The kernels as one of P·C_out channels, and products of it and planes."""
 
-    def __init__(self, w: Window, pool: tuple[int, ...], weight: Host) -> None:
+    def __init__(self, weight: Host, w: Window, pool: tuple[int, ...]) -> None:
         self.w, self.pool, self.reach = w, pool, w.reach(pool)
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True))
-        self.factor = np.zeros((*pool, len(weight), *self.reach), weight.dtype)
-        self._kernels(self.factor)[...] = weight[..., 0]
+        self.shape = *pool, len(weight), *self.reach
+        moved = np.zeros(self.shape, weight.dtype)
+        self._kernels(moved)[...] = weight[..., 0]
+        self.factor = np.ascontiguousarray(moved.reshape(-1, prod(self.reach)).T)
 
-    def _kernels(self, factor: Host) -> Host:
-        """Where in such a factor the kernels are: a view, `(*pool, C_out, *kernel)`."""
-        axes, strides = len(self.pool), factor.strides
+    def _kernels(self, moved: Host) -> Host:
+        """Where the kernels are in what is of this `shape`: a view, `(*pool, C_out, *kernel)`."""
+        axes, strides = len(self.pool), moved.strides
         places = (p + s * r for p, s, r in zip(strides, self.w.stride, strides[axes + 1 :], strict=False))
-        shape = *factor.shape[: axes + 1], *self.w.size
-        return np.ndarray(shape, factor.dtype, factor, strides=(*places, *strides[axes:]))
+        shape = *moved.shape[: axes + 1], *self.w.size
+        return np.ndarray(shape, moved.dtype, moved, strides=(*places, *strides[axes:]))
 
     def blocks(self, n: int, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose planes and responses take so much, or one line of one sample."""
-        height, channels = prod(self.reach), prod(self.factor.shape[: len(self.pool) + 1])
-        line = (height + channels) * prod(self.out[1:]) * self.factor.itemsize
+        line = sum(self.factor.shape) * prod(self.out[1:]) * self.factor.itemsize
         return blocks(n, self.out[0], column_bytes // max(line, 1))
 
     def respond(self, planes: Host) -> Host:
         """The responses to the planes of a block, `(K, rows)`: `(P, C_out, rows)`."""
-        factor = self.factor.reshape(-1, len(planes))
-        responses = np.empty((len(factor), planes.shape[1]), planes.dtype)
-        multiply(planes.T, np.ascontiguousarray(factor.T), responses.T)
+        responses = np.empty((self.factor.shape[1], planes.shape[1]), planes.dtype)
+        multiply(planes.T, self.factor, responses.T)
         return responses.reshape(prod(self.pool), -1, planes.shape[1])
 
     def across(self, planes: Host, d: Host) -> Host:
@@ -68,7 +68,7 @@ class Bands:
 
     def of_factor(self, dfactor: Host) -> Host:
         """The gradient of the weights from that of the factor, transposed."""
-        kernels = self._kernels(np.ascontiguousarray(dfactor.T).reshape(self.factor.shape))
+        kernels = self._kernels(np.ascontiguousarray(dfactor.T).reshape(self.shape))
         dweight: Host = np.add.reduce(kernels, tuple(range(len(self.pool))))
         return dweight[..., None]
 

@@ -101,7 +101,8 @@ class Tiles:
         w = _line(self.w, sums.shape[2])
         return Windows(sums.reshape(-1, *sums.shape[2:]), w, (1, *self.pool[1:]) if self.pool else ())
 
-    def factor(self, weight: Host) -> Host:
+    @staticmethod
+    def factor(weight: Host) -> Host:
         """What columns are multiplied by, `(4, K·C, C_out)`."""
         return _mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 

@@ -78,7 +78,8 @@ class Windows:
         copied = np.ascontiguousarray(np.ndarray(shape, run, self.image, strides=strides)[(*before, *block)])
         return copied.view(self.image.dtype)
 
-    def factor(self, weight: Host) -> Host:
+    @staticmethod
+    def factor(weight: Host) -> Host:
         """What columns are multiplied by, `(K·C, C_out)`."""
         return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
 

@@ -62,7 +62,7 @@ def convolved(
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = np.ascontiguousarray(x)
     windows = windows_of(pad(x, w.pads), w, len(weight), keep=ops.backward)
-    factor, y = windows.factor(weight), np.empty((len(x), *w.out, len(weight)), x.dtype)
+    factor, y = ops.made(weight, windows.factor), np.empty((len(x), *w.out, len(weight)), x.dtype)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
         windows.respond(windows.gather(block), factor, part)

@@ -88,7 +88,7 @@ def conv_pool(
     x = np.ascontiguousarray(x)
     c_out = len(weight)
     windows = windows_of(pad(x, w.pads), w, c_out, size, keep=ops.backward)
-    factor, y = windows.factor(weight), np.empty((len(x), *windows.out, c_out), x.dtype)
+    factor, y = ops.made(weight, windows.factor), np.empty((len(x), *windows.out, c_out), x.dtype)
     won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
         part, columns = y[block], windows.gather(block)
@@ -142,7 +142,7 @@ def _averaged(
     ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, size: tuple[int, ...], tanh: bool
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution of one channel, activation and average, in bands."""
-    planes, bands = Planes(pad(np.ascontiguousarray(x), w.pads), w, size), Bands(w, size, weight)
+    planes, bands = Planes(pad(np.ascontiguousarray(x), w.pads), w, size), ops.made(weight, Bands, w, size)
     n, places, c_out = len(x), prod(size), len(weight)
     y, done = np.empty((n, *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
     for block in bands.blocks(n, ops.column_bytes):

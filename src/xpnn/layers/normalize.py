@@ -86,7 +86,7 @@ class Normalize(Layer):
         def constant(value: float | tuple[float, ...]) -> Any:
             if not isinstance(value, tuple):
                 return value
-            channels("normalize", x, len(value), "this layer")
+            channels("normalize", x.shape, len(value), "this layer")
             values = xp.full((len(value),), value[0], dtype=x.dtype, device=device(x))
             for i, v in enumerate(value[1:], start=1):  # a copy from the host could not be recorded as a part of a step
                 values = xpx.at(values)[i].set(v)

@@ -32,6 +32,7 @@ from xpnn.ops import loss as _loss
 from xpnn.ops import norm as _norm
 from xpnn.ops import pool as _pool
 from xpnn.ops import sums as _sums
+from xpnn.ops._made import Made, anew
 from xpnn.ops._whole import Whole, alone
 
 
@@ -43,6 +44,7 @@ class Ops:
         column_bytes: size of the blocks in which a convolution gathers its columns.
         whole: joins a sum over these samples with those over the rest of the batch; see `xpnn.ops._whole`.
         backward: whether a backward is ever called. Where not, a kernel may keep nothing for it, and return `unkept`.
+        made: makes of weights what a kernel computes with, perhaps once for weights that stay; see `xpnn.ops._made`.
     """
 
     matmul = _sums.matmul
@@ -85,8 +87,9 @@ class Ops:
         column_bytes: int = 1 << 20,
         whole: Whole = alone,
         backward: bool = True,
+        made: Made = anew,
     ) -> None:
-        self.column_bytes, self.whole, self.backward = column_bytes, whole, backward
+        self.column_bytes, self.whole, self.backward, self.made = column_bytes, whole, backward, made
         self.replaced = tuple(sorted(kernels or ()))
         for name, kernel in (kernels or {}).items():
             body = getattr(Ops, name, None)

@@ -68,20 +68,25 @@ def floats(op: str, **arrays: Array | None) -> Any:
     return xp
 
 
-def channels(op: str, x: Array, expected: int, what: str) -> None:
-    """Check the size of the last axis of `x` against what the weights were made for."""
-    if x.shape[-1] != expected:
+def shape_of(array: Array | None) -> tuple[int, ...] | None:
+    """That of an array, None for None."""
+    return None if array is None else tuple(array.shape)
+
+
+def channels(op: str, x: tuple[int, ...], expected: int, what: str) -> None:
+    """Check the last axis of the shape of `x` against what the weights were made for."""
+    if x[-1] != expected:
         raise ShapeError(
-            f"{op}: x has {x.shape[-1]} channels (shape {tuple(x.shape)}, channels last), but {what} "
+            f"{op}: x has {x[-1]} channels (shape {tuple(x)}, channels last), but {what} "
             f"{'are' if what.endswith('s') else 'is'} made for {expected}"
         )
 
 
-def vectors(op: str, size: int, **arrays: Array | None) -> None:
-    """Check that these arrays hold one value for each of `size` channels: another shape might broadcast in silence."""
-    for name, array in arrays.items():
-        if array is not None and tuple(array.shape) != (size,):
-            raise ShapeError(f"{op}: {name} has shape {tuple(array.shape)}; expected ({size},), one value a channel")
+def vectors(op: str, size: int, **shapes: tuple[int, ...] | None) -> None:
+    """Check that arrays of these shapes hold one value for each of `size` channels: others may broadcast in silence."""
+    for name, its in shapes.items():
+        if its is not None and its != (size,):
+            raise ShapeError(f"{op}: {name} has shape {its}; expected ({size},), one value a channel")
 
 
 def _found(op: str, name: str, array: Any) -> Any:

@@ -10,13 +10,14 @@ See Dumoulin, Visin, *A guide to convolution arithmetic for deep learning*, 2016
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import array_api_extra as xpx
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, channels, device, floats, itemsize, vectors
+from xpnn.ops._array import Array, channels, device, floats, itemsize, shape_of, vectors
 from xpnn.ops._window import Padding, Pads, Sizes, Window, each, window
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def conv_transpose(
             "(N, *spatial, C) and (C, *kernel, C_out / groups) with as many spatial axes in both"
         )
     _check_groups("conv_transpose", groups, weight.shape[0])
-    channels("conv_transpose", x, weight.shape[0], "the weights")
+    channels("conv_transpose", x.shape, weight.shape[0], "the weights")
     c_out = weight.shape[-1] * groups
-    vectors("conv_transpose", c_out, bias=bias)
+    vectors("conv_transpose", c_out, bias=shape_of(bias))
     spatial = tuple(x.shape[1:-1])
     w = transposed_window(spatial, tuple(weight.shape[1:-1]), stride, padding, output_padding, dilation)
     columns = _Columns(ops, xp, w, x, c_out, groups)
@@ -257,16 +258,35 @@ def geometry(
     groups: int = 1,
 ) -> tuple[Any, Window]:
     """The namespace and the window of a convolution, once its arrays are checked."""
-    xp = floats(op, x=x, weight=weight, bias=bias)
-    if x.ndim != weight.ndim or x.ndim < 3:
+    xp, of_bias = floats(op, x=x, weight=weight, bias=bias), None if bias is None else tuple(bias.shape)
+    given = op, tuple(x.shape), tuple(weight.shape), of_bias, stride, padding, dilation, groups
+    try:
+        return xp, _window_of(*given)
+    except TypeError:  # lists cannot be looked up
+        return xp, _window_of.__wrapped__(*given)
+
+
+@lru_cache(maxsize=4096)
+def _window_of(
+    op: str,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+    groups: int,
+) -> Window:
+    """The window of a convolution of arrays of these shapes, once they are checked; remembered."""
+    if len(x) != len(weight) or len(x) < 3:
         raise ShapeError(
-            f"{op}: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, *spatial, C) "
+            f"{op}: x has shape {x} and weight {weight}; expected (N, *spatial, C) "
             "and (C_out, *kernel, C / groups) with as many spatial axes in both"
         )
-    _check_groups(op, groups, weight.shape[0])
-    channels(op, x, weight.shape[-1] * groups, "the weights")
-    vectors(op, weight.shape[0], bias=bias)
-    return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride, padding, dilation)
+    _check_groups(op, groups, weight[0])
+    channels(op, x, weight[-1] * groups, "the weights")
+    vectors(op, weight[0], bias=bias)
+    return window(op, x[1:-1], weight[1:-1], stride, padding, dilation)
 
 
 def _check_groups(op: str, groups: int, rows: int) -> None:

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, channels, floats, vectors
+from xpnn.ops._array import Array, channels, floats, shape_of, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -52,6 +52,6 @@ def check(x: Array, weight: Array, bias: Array | None) -> Any:
         raise ShapeError(
             f"dense: x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (N, ..., in) and (out, in)"
         )
-    channels("dense", x, weight.shape[1], "the weights")
-    vectors("dense", weight.shape[0], bias=bias)
+    channels("dense", x.shape, weight.shape[1], "the weights")
+    vectors("dense", weight.shape[0], bias=shape_of(bias))
     return xp

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, device, floats, is_integral, namespace, vectors
+from xpnn.ops._array import Array, device, floats, is_integral, namespace, shape_of, vectors
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -142,7 +142,7 @@ def _target(
     if smoothing:
         target = (1 - smoothing) * target + smoothing / classes
     if class_weights is not None:
-        vectors(op, classes, class_weights=class_weights)
+        vectors(op, classes, class_weights=shape_of(class_weights))
         target = target * class_weights
     return target if ignored is None else xp.where((labels != ignored)[..., None], target, 0.0)
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from xpnn.errors import ShapeError
-from xpnn.ops._array import Array, channels, floats, vectors
+from xpnn.ops._array import Array, channels, floats, shape_of, vectors
 from xpnn.ops._whole import Whole, alone
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def layer_norm(
         ShapeError: shapes or dtypes that do not fit.
     """
     xp = floats("layer_norm", x=x, scale=scale, bias=bias)
-    channels("layer_norm", x, scale.shape[0], "its weights")
-    vectors("layer_norm", x.shape[-1], scale=scale, bias=bias)
+    channels("layer_norm", x.shape, scale.shape[0], "its weights")
+    vectors("layer_norm", x.shape[-1], scale=shape_of(scale), bias=shape_of(bias))
     normal, _, _, standardized, _ = _standardize(ops, xp, x, (x.ndim - 1,), epsilon)
     return normal * scale + bias, _affine(ops, normal, scale, standardized)
 
@@ -119,8 +119,8 @@ def group_norm(
     """
     xp = floats("group_norm", x=x, scale=scale, bias=bias)
     n, c = x.shape[0], x.shape[-1]
-    channels("group_norm", x, scale.shape[0], "its weights")
-    vectors("group_norm", c, scale=scale, bias=bias)
+    channels("group_norm", x.shape, scale.shape[0], "its weights")
+    vectors("group_norm", c, scale=shape_of(scale), bias=shape_of(bias))
     if groups < 1 or c % groups:
         raise ShapeError(f"group_norm: groups={groups} does not divide the {c} channels; choose a divisor")
     grouped = (n, prod(x.shape[1:-1]), groups, c // groups)
@@ -136,8 +136,9 @@ def group_norm(
 def check_batch_norm(x: Array, scale: Array, bias: Array, running_mean: Array, running_var: Array) -> Any:
     """The namespace of these arrays, once they are checked."""
     xp = floats("batch_norm", x=x, scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
-    channels("batch_norm", x, scale.shape[0], "its weights")
-    vectors("batch_norm", x.shape[-1], scale=scale, bias=bias, running_mean=running_mean, running_var=running_var)
+    channels("batch_norm", x.shape, scale.shape[0], "its weights")
+    vectors("batch_norm", x.shape[-1], scale=shape_of(scale), bias=shape_of(bias))
+    vectors("batch_norm", x.shape[-1], running_mean=shape_of(running_mean), running_var=shape_of(running_var))
     return xp
 
 
