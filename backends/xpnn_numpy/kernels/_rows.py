@@ -8,30 +8,32 @@ from typing import Any
 
 import numpy as np
 
+from xpnn.ops._made import Made, anew
+
 Host = np.ndarray[Any, Any]
 LONG, MOST = 1 << 10, 1 << 14
 """Values of a run, at least where pixels can be put together so, and at the most; as long as NumPy's buffers in a step,
 for it copies what has shorter runs through these."""
 FEW = 256
-"""Pixels up to which a run of NumPy's for each takes less long than to repeat channels along a longer one."""
+"""Pixels up to which a run of NumPy's for each takes less long than to repeat channels, anew, along a longer one."""
 FEW_VALUES = 1 << 12
 """Up to which a maximum with a number takes no longer than one with zeros."""
 
 
-def by_channel(f: np.ufunc, x: Host, channels: Host, out: Host) -> Host:
+def by_channel(f: np.ufunc, x: Host, channels: Host, out: Host, made: Made = anew) -> Host:
     """`f(x, channels)` of contiguous `(N, *spatial, C)` into `out`, with one value a channel, which is repeated."""
-    many = _many(x.shape)
+    many = _many(x.shape, FEW if made is anew else 1)
     if many == 1:
         f(x, channels, out=out)
     else:
         length = many * x.shape[-1]
-        f(x.reshape(-1, length), repeated(channels, many), out=out.reshape(-1, length))
+        f(x.reshape(-1, length), made(channels, repeated, many), out=out.reshape(-1, length))
     return out
 
 
 @lru_cache(maxsize=4096)
-def _many(shape: tuple[int, ...]) -> int:
-    return _pixels(shape) if prod(shape[:-1]) > FEW else 1
+def _many(shape: tuple[int, ...], few: int) -> int:
+    return _pixels(shape) if prod(shape[:-1]) > few else 1
 
 
 @lru_cache(maxsize=4096)

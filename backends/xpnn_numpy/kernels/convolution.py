@@ -67,7 +67,7 @@ def convolved(
         part = y[block]
         windows.respond(windows.gather(block), factor, part)
         if bias is not None:
-            by_channel(np.add, part, bias, out=part)
+            by_channel(np.add, part, bias, out=part, made=ops.made)
         finish(part, block)
     by_dy = suits(w, len(x), x.shape[-1], len(weight), prod(w.out))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network

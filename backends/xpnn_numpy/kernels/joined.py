@@ -93,10 +93,13 @@ def conv_pool(
     for block in windows.blocks(ops.column_bytes):
         part, columns = y[block], windows.gather(block)
         phases = windows.respond(columns, factor, np.empty((prod(size), *part.shape), x.dtype))
-        won.append((block, _tournament(phases, part, keep=ops.backward)))
+        if ops.backward:
+            won.append((block, _tournament(phases, part)))
+        else:
+            np.maximum.reduce(phases, 0, out=part)
         del columns, phases  # so that those of the next block are in the same memory, which is in the cache
     if bias is not None:
-        by_channel(np.add, y, bias, out=y)
+        by_channel(np.add, y, bias, out=y, made=ops.made)
     if relu:
         rectify(y, out=y)
 
@@ -174,8 +177,8 @@ def _averaged(
     return y, backward if ops.backward else unkept
 
 
-def _tournament(phases: Host, y: Host, *, keep: bool) -> list[Host]:
-    """Fill `y` with the maxima over the phases; returns of each round who won, if that is to be kept.
+def _tournament(phases: Host, y: Host) -> list[Host]:
+    """Fill `y` with the maxima over the phases; returns of each round who won.
 
     The responses themselves, which take eight times as much, are not.
     """
@@ -185,8 +188,7 @@ def _tournament(phases: Host, y: Host, *, keep: bool) -> list[Host]:
         winners = y[None] if players == 2 else np.empty((games + odd, *y.shape), y.dtype)
         left, right = a[: 2 * games : 2], a[1 : 2 * games : 2]
         np.maximum(left, right, out=winners[:games])
-        if keep:
-            rounds.append(left >= right)
+        rounds.append(left >= right)
         if odd:
             winners[-1] = a[-1]  # without an opponent
         a = winners
