@@ -448,6 +448,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "longer.file_size += 1",
         "longer.file_size += 0",
     ),
+    "what was made of weights serves others at their address": (
+        "tests/backends/test_numpy_kept.py::test_what_is_made_of_weights_is_made_once[plain-in tiles]",
+        "src/xpnn/ops/_made.py",
+        "self._made[key] = weights, make",
+        "self._made[key] = None, make",
+    ),
     "a damaged cache is not decoded again": (
         "tests/data/test_folder.py",
         "src/xpnn/data/_folder.py",
