@@ -100,16 +100,31 @@ _winograd.LEAST_TILES = 1
 assert _product.BYTES == {size}
 ops, plain = xpnn.backend.get("numpy").ops, kernels.KERNELS["conv"]
 rng = np.random.default_rng(0)
-for c, c_out, stride in [(1, 6, 2), (3, 20, 2), (16, 70, 2), (33, 35, 1)]:
+def near(one, other):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+a, many, terms = rng.standard_normal(3000, np.float32), 37, 150
+rows, cols = np.minimum(np.arange(many + _product.MOST), many - 1) * 7, np.arange(terms) * 3
+space = np.zeros(terms * 2 * {size} // 4, np.float32)
+for n in (1, 6, 20, 70):
+    b, y = rng.standard_normal((terms, n), np.float32), np.zeros(many * n + _product.slack(n), np.float32)
+    expected = a[np.add.outer(rows[:many], cols)] @ b
+    _product.multiply(a, rows, many, cols, _product.packed(b), n, y)
+    near(y[:many * n].reshape(many, n), expected)
+    sums, total = np.zeros((many + _product.MOST) * (n + {size}), np.float32), np.zeros((many, n), np.float32)
+    _product.add_up(a, rows, cols, b, 0, space, sums)
+    _product.unpack(sums, total)
+    near(total, expected)
+for c, c_out in [(1, 6), (3, 20), (16, 70)]:
     x, weight = (rng.standard_normal(shape, np.float32) for shape in [(3, 9, 9, c), (c_out, 3, 3, c)])
-    y, backward = ops.conv(x, weight, stride=stride, padding=1)
-    expected, back = plain(ops, x, weight, stride=stride, padding=1)
-    for one, other in zip((y, *backward(y)[:2]), (expected, *back(expected)[:2])):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
-    for shortcut in (None, expected[::-1].copy()) if stride == 1 else ():  # in tiles
-        joined = ops.conv_relu(x, weight, None, shortcut, stride=stride, padding=1)[0]
-        summed = np.maximum(expected if shortcut is None else expected + shortcut, 0)
-        np.testing.assert_allclose(joined, summed, rtol=0, atol=1e-5 * np.abs(expected).max())
+    near(ops.conv(x, weight, stride=2, padding=1)[0], plain(ops, x, weight, stride=2, padding=1)[0])
+x, weight = (rng.standard_normal(shape, np.float32) for shape in [(3, 9, 9, 33), (35, 3, 3, 33)])
+y, backward = ops.conv(x, weight, padding=1)  # in tiles
+expected, back = plain(ops, x, weight, padding=1)
+for one, other in zip((y, *backward(y)[:2]), (expected, *back(expected)[:2])):
+    near(one, other)
+for shortcut in (None, expected[::-1].copy()):
+    joined = ops.conv_relu(x, weight, None, shortcut, padding=1)[0]
+    near(joined, np.maximum(expected if shortcut is None else expected + shortcut, 0))
 """
     run(code, NUMBA_CACHE_DIR=str(tmp_path))
 
