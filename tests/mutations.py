@@ -79,14 +79,14 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "stride and dilation swapped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride, padding, dilation)",
-        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), dilation, padding, stride)",
+        "return window(op, x[1:-1], weight[1:-1], stride, padding, dilation)",
+        "return window(op, x[1:-1], weight[1:-1], dilation, padding, stride)",
     ),
     "KH and KW swapped": (
         VALUES,
         "src/xpnn/ops/convolution.py",
-        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1]), stride",
-        "return xp, window(op, tuple(x.shape[1:-1]), tuple(weight.shape[1:-1])[::-1], stride",
+        "return window(op, x[1:-1], weight[1:-1], stride",
+        "return window(op, x[1:-1], weight[1:-1][::-1], stride",
     ),
     "a shortcut without gradient": (
         VALUES + "::test_joined_relu_is_one_after_the_other",
@@ -235,8 +235,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "predictions keep what backward would need": (
         "tests/backends/test_numpy_kept.py",
         "backends/xpnn_numpy/kernels/joined.py",
-        "        if keep:\n",
-        "        if True:\n",
+        "        if ops.backward:\n            won.append((block, ",
+        "        if True:\n            won.append((block, ",
     ),
     "a small product by a transposed matrix makes many numbers": (
         "tests/backends/test_numpy_products.py",

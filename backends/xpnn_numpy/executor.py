@@ -30,7 +30,19 @@ from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
 from xpnn_numpy.helpers import Helper, Lost, OursAlone, helpers, versions
-from xpnn_numpy.lanes import LANES, LEAST, LEAST_HELPED, MOST, Crew, Joined, Meeting, added, settled, threads
+from xpnn_numpy.lanes import (
+    LANES,
+    LEAST,
+    LEAST_HELPED,
+    LEAST_PREDICTED,
+    MOST,
+    Crew,
+    Joined,
+    Meeting,
+    added,
+    settled,
+    threads,
+)
 
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
@@ -152,7 +164,7 @@ class PiecesExecutor(Executor):
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n = len(images)
-        pieces = max(self._lanes_of(n), _pieces(n, self._most())) if self.divisible else 1
+        pieces = max(self._lanes_of(n, LEAST_PREDICTED), _pieces(n, self._most())) if self.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return super()._scores(state, images)
@@ -210,14 +222,14 @@ class PiecesExecutor(Executor):
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
-        return self._lanes_of(n) if self.divisible else 1
+        least = LEAST_HELPED if self.per_sample else LEAST
+        return self._lanes_of(n, least) if self.divisible else 1
 
-    def _lanes_of(self, n: int) -> int:
-        """Into how many lanes `n` samples are cut where they can be."""
+    def _lanes_of(self, n: int, least: int) -> int:
+        """Into how many lanes `n` samples are cut where they can be, two from so much work on."""
         if self.backend.compiled:
             return 1  # compiled kernels share what each of them does
-        lanes = next((lanes for least, lanes in LANES if n * self.sample_bytes >= least and n >= lanes), 1)
-        least = LEAST_HELPED if self.per_sample else LEAST
+        lanes = next((lanes for size, lanes in LANES if n * self.sample_bytes >= size and n >= lanes), 1)
         return 2 if lanes == 1 and n > 1 and n * self.sample_work >= least else lanes
 
     def _most(self) -> int:

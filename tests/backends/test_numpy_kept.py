@@ -107,7 +107,7 @@ def test_predictions_keep_nothing_from_block_to_block(op):
             peaks.append(tracemalloc.get_traced_memory()[1] - result[0].nbytes)
         finally:
             tracemalloc.stop()
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < 0.3 * peaks[0]
 
 
 def test_of_responses_under_a_pool_it_is_kept_who_won():
