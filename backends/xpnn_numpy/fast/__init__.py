@@ -5,7 +5,7 @@ calls of less than some 200 µs gain nothing from a second thread. Here a convol
 without the lock, and what NumPy does pass by pass over an image is done in one pass while the data are in the cache.
 
 Helpers take parts of each kernel (`_team`): a batch need not be cut into lanes for threads.
-The bits do not depend on how many there are. The first run on a machine compiles for some twenty seconds; what it made
+The bits do not depend on how many there are. The first run on a machine compiles for some forty seconds; what it made
 stays on disk.
 """
 

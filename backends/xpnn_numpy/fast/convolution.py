@@ -162,6 +162,7 @@ def _convolved(
             means = np.empty((len(x), *mean.out, c_out), x.dtype)
         averaged = g, tanh, means.reshape(-1, c_out) if mean else none.rows
         after = none.values if bias is None else ops.made(bias, repeated, max(1, 256 // c_out)), relu, other
+        # weights that stay come in panels; of others each part lays out its own
         columns, panels = (_columns(weight), none.values) if ops.backward else (none.rows.T, ops.made(weight, _panels))
         _forward(image, places, taps, columns, panels, after, rows, place, averaged)
         if not pool and 2 * image.size > y.size:
