@@ -316,6 +316,12 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "outer - u[12 + t, j]",
         "outer + u[12 + t, j]",
     ),
+    "compiled: the last strip reaches into the next image": (
+        "tests/backends/test_numpy_fast.py::test_means_along_the_pixels",
+        "backends/xpnn_numpy/fast/_planar.py",
+        "min(top + at.lines, high)",
+        "(top + at.lines)",
+    ),
     "compiled: what ReLU behind a norm cut off is in its sums": (
         CASE.format("float32-batch_norm-training-relu"),
         "backends/xpnn_numpy/fast/norm.py",

@@ -18,6 +18,8 @@ import xpnn
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
 from xpnn.ops._window import window
+from xpnn.ops.joined import pooled
+from xpnn.random import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -256,13 +258,50 @@ def test_means_of_blocks_are_those_of_the_whole(activation, shape, kernel, pool,
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_a_mean_of_what_is_not_finite(activation):
+@pytest.mark.parametrize(
+    ("shape", "kernel", "pool", "padding", "dilation"),
+    [
+        ((9, 28, 28, 1), (6, 5, 5, 1), 2, 2, 1),
+        ((3, 70, 90, 1), (7, 3, 4, 1), (4, 3), 0, 1),  # strips, of which the last has fewer lines
+        ((2, 24, 31, 1), (12, 3, 3, 1), (3, 2), ((2, 0), (0, 3)), (1, 2)),
+        ((40, 17, 32, 1), (1, 2, 1, 1), (1, 16), 0, 1),
+        ((2, 6, 5000, 1), (4, 3, 3, 1), 2, 1, 1),  # a line of windows is longer than a strip
+    ],
+    ids=str,
+)
+def test_means_along_the_pixels(activation, shape, kernel, pool, padding, dilation):
+    """One channel and few kernels: vectors go along the pixels, of strips of an image."""
     pytest.importorskip("numba")
-    x, weight = np.zeros((1, 4, 6, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    from xpnn_numpy.fast import _planar
+
+    w = window("conv", shape[1:-1], kernel[1:-1], 1, padding, dilation)
+    assert _planar.suits(w, pooled("conv_avg_pool", w, pool), 1, kernel[0])
+    x, weight, bias = (
+        Stream(7, name).uniform(s, -1, 1) for name, s in zip("xwb", (shape, kernel, kernel[:1]), strict=True)
+    )
+    options = {"pool": pool, "activation": activation, "padding": padding, "dilation": dilation}
+    for b in (bias, None):
+        expected, plain = Ops({}).conv_avg_pool(x, weight, b, **options)
+        arrays = (x, weight) if b is None else (x, weight, b)
+        y, backward = xpnn.backend.get("numpy").ops.conv_avg_pool(*(a.astype(np.float32) for a in arrays), **options)
+        dy = Stream(7, "dy").uniform(y.shape, -1, 1)
+        got, ideal = (y, *backward(dy.astype(np.float32))), (expected, *plain(dy))
+        assert backward(dy.astype(np.float32), input_gradient=False)[0] is None
+        for one, other in zip(got[: len(arrays) + 1], ideal[: len(arrays) + 1], strict=True):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo("float32").eps * np.abs(other).max())
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("width", [6, 20])  # the second one along the pixels
+def test_a_mean_of_what_is_not_finite(activation, width):
+    pytest.importorskip("numba")
+    x, weight = np.zeros((1, 4, width, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
     x[0, 0, 0], x[0, 0, 3], x[0, 3, 5], x[0, 2, 0] = np.nan, np.inf, -np.inf, 40
     y, _ = xpnn.backend.get("numpy").ops.conv_avg_pool(x, weight, pool=2, activation=activation)
     expected = [np.nan, np.inf, 0, 10, 0, 0] if activation == "relu" else [np.nan, 0.25, 0, 0.25, 0, -0.25]
-    np.testing.assert_array_equal(y.reshape(-1), np.array(expected, np.float32))
+    np.testing.assert_array_equal(y[:, :, :3].reshape(-1), np.array(expected, np.float32))
+    assert not y[:, :, 3:].any()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

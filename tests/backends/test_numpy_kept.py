@@ -76,7 +76,8 @@ def test_what_is_made_of_weights_is_made_once(kernels, case):
         x = numbers(n, *image, seed=n)
         np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])
         counts.append(len(once._made))
-    assert 1 <= counts[0] <= counts[1] == counts[2] <= 4
+    nothing = (kernels, case) == ("compiled", "in bands")  # which go along the pixels there
+    assert (not nothing) <= counts[0] <= counts[1] == counts[2] <= 4
     for seed in range(3, 9):
         weight = numbers(*shape, seed=seed)
         np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])

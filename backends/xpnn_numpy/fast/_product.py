@@ -101,7 +101,7 @@ def add_run(typing: Any, x: Any, source: Any, y: Any, target: Any, length: Any) 
     return types.void(x, types.int64, y, types.int64, types.int64), code
 
 
-def _fused(context: Any, builder: Any, kind: Any) -> Any:
+def multiply_add(context: Any, builder: Any, kind: Any) -> Any:
     """The multiply-add of vectors."""
     name = f"llvm.fmuladd.v{kind.count}{'f32' if isinstance(kind.element, ir.FloatType) else 'f64'}"
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
@@ -125,7 +125,7 @@ def _run(many: int) -> Any:
         kinds, (count, shift, at) = signature.args, (args[i] for i in (3, 4, 6))
         x, starts, factors, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 5))
         load, store, kind = moves(context, builder, kinds[0].dtype)
-        fused = _fused(context, builder, kind)
+        fused = multiply_add(context, builder, kind)
         first, out = builder.gep(x, [shift]), builder.gep(y, [at])
         sums = [cgutils.alloca_once(builder, kind) for _ in range(many)]  # which become registers
         for s in sums:
@@ -144,22 +144,29 @@ def _run(many: int) -> Any:
     return emits(typed)
 
 
-def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
-    """A function of compiled code: `rows` rows and so many vectors of `y`, set, or added to where `more`."""
+def tile(rows: int, vectors: int, size: int = BYTES, *, placed: bool = False) -> Any:
+    """A function of compiled code: `rows` rows and so many vectors of `y`, set, or added to where `more`.
+
+    Rows of `b` are a `step` apart; where they are `placed`, that is an array of their places.
+    """
 
     def typed(
         typing: Any, a: Any, places: Any, cols: Any, count: Any, b: Any, step: Any, y: Any, y_step: Any, more: Any
     ) -> Any:
         integer = types.int64
-        return types.void(a, places, cols, integer, b, integer, y, integer, types.boolean), code
+        return types.void(a, places, cols, integer, b, step if placed else integer, y, integer, types.boolean), code
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
         a, places, cols, b, y = (context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 4, 6))
         count, step, y_step, more = args[3], args[5], args[7], args[8]
         int64 = ir.IntType(64)
+        if placed:  # what goes from row to row is the place of the place
+            of_b, step = context.make_array(kinds[5])(context, builder, args[5]).data, int64(1)
+        else:
+            of_b = b
         load_from, store, vector = moves(context, builder, kinds[0].dtype, size)
-        zero, fused = ir.Constant(vector, None), _fused(context, builder, vector)
+        zero, fused = ir.Constant(vector, None), multiply_add(context, builder, vector)
 
         def pointer(start: Any, i: int) -> Any:
             return builder.gep(start, [int64(i * vector.count)])
@@ -176,16 +183,17 @@ def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
         builder.branch(block)
 
         builder.position_at_end(block)  # some terms, whose sum starts anew
-        first_col, first_row = builder.phi(cols.type), builder.phi(b.type)
+        first_col, first_row = builder.phi(cols.type), builder.phi(of_b.type)
         totals = [[builder.phi(vector) for _ in line] for line in sums]
         ahead = builder.gep(first_col, [int64(TERMS)])
         stop = builder.select(builder.icmp_unsigned("<", ahead, end), ahead, end)
         builder.branch(body)
 
         builder.position_at_end(body)
-        at, row = builder.phi(cols.type), builder.phi(b.type)
+        at, row = builder.phi(cols.type), builder.phi(of_b.type)
         running = [[builder.phi(vector) for _ in line] for line in sums]
-        col, factors = builder.load(at), [load(row, v) for v in range(vectors)]
+        lies = builder.gep(b, [builder.load(row)]) if placed else row
+        col, factors = builder.load(at), [load(lies, v) for v in range(vectors)]
         following = []
         for start, line in zip(starts, running, strict=True):
             value = _everywhere(builder, builder.load(builder.gep(start, [col])), vector)
@@ -199,7 +207,7 @@ def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
         ]
         builder.cbranch(builder.icmp_unsigned("<", at_next, end), block, after)
 
-        outer = [[first_col, first_row], *totals], [[cols, b], *sums], before, [[at_next, row_next], *added], joined
+        outer = [[first_col, first_row], *totals], [[cols, of_b], *sums], before, [[at_next, row_next], *added], joined
         inner = [[at, row], *running], [[first_col, first_row], *none], block, [[at_next, row_next], *following], body
         for phis, firsts, came, laters, again in (outer, inner):
             for phi, first, later in zip(*(chain(*values) for values in (phis, firsts, laters)), strict=True):
@@ -214,7 +222,7 @@ def _tile(rows: int, vectors: int, size: int = BYTES) -> Any:
     return emits(typed)
 
 
-_wide, _narrow, _half = _tile(WIDE, 2), _tile(NARROW, 1), _tile(NARROW, 1, BYTES // 2)
+_wide, _narrow, _half = tile(WIDE, 2), tile(NARROW, 1), tile(NARROW, 1, BYTES // 2)
 LONG = 12
 """Vectors of a run that are added up at a time: with a factor they fit the registers."""
 FEW = 6

@@ -20,7 +20,7 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops import joined, unkept
 from xpnn.ops._window import Padding, Sizes, Window
-from xpnn_numpy.fast import _windows, _winograd
+from xpnn_numpy.fast import _planar, _windows, _winograd
 from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
 from xpnn_numpy.fast._maxima import fold, follow
 from xpnn_numpy.fast._product import BYTES, MOST, TILES, add_run, add_up, multiply, pack, packed, slack, tiled, unpack
@@ -140,7 +140,27 @@ def conv_avg_pool(
         return joined.conv_avg_pool(
             ops, x, weight, bias, pool=pool, activation=activation, stride=stride, padding=padding, dilation=dilation
         )
-    return _convolved(ops, x, weight, bias, w, (), False, p, joined.checked(activation) == "tanh")
+    tanh = joined.checked(activation) == "tanh"
+    if _planar.suits(w, p, x.shape[-1], len(weight)):
+        return _averaged(ops, x, weight, bias, w, p, tanh)
+    return _convolved(ops, x, weight, bias, w, (), False, p, tanh)
+
+
+def _averaged(ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, pool: Window, tanh: bool) -> Result:
+    """A convolution of one channel, activation and average, along the pixels."""
+    x, weight, given = plain(x), plain(weight), _planar.layout(w, pool, len(weight), x.itemsize)
+    means = np.empty((len(x), *pool.out, len(weight)), x.dtype)
+    shift = np.zeros(len(weight), x.dtype) if bias is None else plain(bias)
+    active = _planar.convolve(x, weight, shift, given, tanh, means, keep=ops.backward)
+
+    def backward(dmeans: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
+        dmeans = fitting("conv_avg_pool", dmeans, means.shape, x.dtype)
+        dy = np.empty((len(x) if input_gradient else 0, *w.out, len(weight)), x.dtype)
+        dmatrix = _planar.gradients(x, active, dmeans, given, tanh, dy)
+        dx = _input_gradient(dy, weight, w) if input_gradient else None
+        return dx, dmatrix[:, :-1].reshape(weight.shape), None if bias is None else dmatrix[:, -1].copy()
+
+    return means, backward if ops.backward else unkept
 
 
 def _convolved(
