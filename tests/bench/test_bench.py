@@ -389,7 +389,10 @@ def test_mistakes(arguments, said, unmeasured, capsys):
     ("arguments", "said"),
     [
         (["--batches", "0"], "argument --batches: '0' is not a positive integer"),
-        (["--threads", "x"], "argument --threads: 'x' is not a positive integer"),
+        (["--batches", "32,128"], "integer; several are separated by spaces: --batches 32 128; see xpnn bench --help"),
+        (["--against", "torch,jax"], "); several are separated by spaces: --against torch jax; see xpnn bench --help"),
+        (["--threads", "x"], "argument --threads: 'x' is not a positive integer; see"),
+        (["--threads", "1,2"], "argument --threads: '1,2' is not a positive integer; see"),
         (["--seconds", "0"], "argument --seconds: '0' is not a positive number"),
         (["--against", "tourch"], "invalid choice: 'tourch'"),
         (["--mode", "x"], "invalid choice: 'x'"),

@@ -25,8 +25,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
-        said = self.explained(message)
+        said = self._apart(message) or self.explained(message)
         self.exit(2, f"{self.prog}: {said}{'' if said.endswith('?') else f'; see {self.prog} --help'}\n")
+
+    def _apart(self, message: str) -> str:
+        """Of values with commas between them, how an option that takes several is given them."""
+        found = re.match(r"argument (--[\w-]+): .*?'([^',]+(?:,[^',]+)+)'", message)
+        if not found or self._option_string_actions[found[1]].nargs != "+":
+            return ""
+        return f"{message}; several are separated by spaces: {found[1]} {found[2].replace(',', ' ')}"
 
     @staticmethod
     def explained(message: str) -> str:
