@@ -327,7 +327,10 @@ def test_tiles_spread_nothing_beyond_a_kernel(value, pooled):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("shape", "outputs"), [((40, 500), 32), ((41, 499), 33), ((3, 9, 2300), 17), ((16, 3000), 90)])
+@pytest.mark.parametrize(
+    ("shape", "outputs"),
+    [((40, 500), 32), ((41, 499), 33), ((3, 9, 2300), 17), ((16, 3000), 90), ((29, 4999), 10), ((2, 70, 999), 5)],
+)
 def test_dense_in_panels(dtype, biased, shape, outputs):
     pytest.importorskip("numba")
     ops, rng = xpnn.backend.get("numpy").ops, np.random.default_rng(0)

@@ -45,6 +45,7 @@ OPS = [  # shapes large enough to be cut in every way there is
     ("conv_avg_pool", [(32, 28, 28, 1), (6, 5, 5, 1), (6,)], {"pool": 2, "activation": "tanh", "padding": 2}),
     ("conv_avg_pool", [(9, 16, 40, 6), (16, 5, 5, 6)], {"pool": (3, 4), "activation": "relu"}),
     ("dense", [(41, 300), (70, 300), (70,)], {}),
+    ("dense", [(140, 2700), (10, 2700), (10,)], {}),
     ("max_pool", [(9, 32, 32, 16)], {"window": 3, "stride": 2, "padding": 1}),
     ("avg_pool", [(9, 32, 32, 16)], {"window": 2}),
     ("batch_norm", [(9, 32, 32, 16), *[(16,)] * 4], {"training": True}),
@@ -115,7 +116,8 @@ def test_shared_work_gives_the_same_bits(name, shapes, options):
             found.append([*y, *backward(drawn("dy", y[0].shape))])
             shared.append(board[JOBS] - jobs)
     assert shared[0] == 0
-    assert min(shared[1:]) >= 2
+    forward_alone = name == "dense" and shapes[1][0] == 10  # few outputs: the gradients are BLAS's
+    assert min(shared[1:]) >= (1 if forward_alone else 2)
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert a is b is None or np.array_equal(a, b)

@@ -9,64 +9,24 @@ while it is in the first-level cache. Responses come one kernel after the other,
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
 from xpnn.ops._window import Window
-from xpnn_numpy.fast._compiled import Host, compiled, emits
-from xpnn_numpy.fast._product import BYTES, moves, multiply_add, tile, tiled
+from xpnn_numpy.fast._compiled import Host, compiled
+from xpnn_numpy.fast._product import ACROSS, BYTES, DOWN, dots, tile, tiled
 from xpnn_numpy.fast._team import cut, share, stretch
 from xpnn_numpy.fast.activation import saturated
 
 MOST, LEAST = 12, 16
 """Kernels up to which, and windows of a line from which on it is quicker."""
-ROWS = 3
-"""Kernels of a tile."""
 VECTORS = 4 if BYTES == 64 else 3
 """Vectors of pixels of a tile: with the weights they fit the registers."""
-TAPS = 5 if BYTES == 64 else 4
-"""Taps of a tile of the gradient of the weights."""
 STRIP_BYTES = 1 << 15
 """Of the responses of a strip."""
 
-_tile = tile(ROWS, VECTORS, placed=True)
-
-
-@emits
-def _correlate(typing: Any, d: Any, places: Any, x: Any, taps: Any, count: Any, sums: Any, at: Any) -> Any:
-    """Add `Σ_p d[places[r] + p]·x[taps[t] + p]` over `count` pixels to a vector for each r and t of a tile."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args
-        d, places, x, taps, sums = (
-            context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 3, 5)
-        )
-        load, store, kind = moves(context, builder, kinds[0].dtype)
-        fused, int64 = multiply_add(context, builder, kind), ir.IntType(64)
-        ours = [builder.gep(d, [builder.load(builder.gep(places, [int64(r)]))]) for r in range(ROWS)]
-        seen = [builder.gep(x, [builder.load(builder.gep(taps, [int64(t)]))]) for t in range(TAPS)]
-        totals = [[cgutils.alloca_once(builder, kind) for _ in seen] for _ in ours]  # which become registers
-        for line in totals:
-            for total in line:
-                builder.store(ir.Constant(kind, None), total)
-        with cgutils.for_range(builder, args[4]) as loop:
-            pixel = builder.mul(loop.index, int64(kind.count))
-            values = [load(builder.gep(place, [pixel])) for place in seen]
-            for place, line in zip(ours, totals, strict=True):
-                factor = load(builder.gep(place, [pixel]))
-                for value, total in zip(values, line, strict=True):
-                    builder.store(builder.call(fused, [factor, value, builder.load(total)]), total)
-        out = builder.gep(sums, [args[6]])
-        for i, total in enumerate(total for line in totals for total in line):
-            place = builder.gep(out, [int64(i * kind.count)])
-            store(builder.fadd(load(place), builder.load(total)), place)
-        return context.get_dummy_value()
-
-    return types.void(d, places, x, taps, types.int64, sums, types.int64), code
+_tile = tile(DOWN, VECTORS, placed=True)
 
 
 def suits(w: Window, pool: Window, c: int, c_out: int) -> bool:
@@ -111,7 +71,7 @@ def layout(w: Window, pool: Window, c_out: int, itemsize: int) -> Layout:
     under, beside = (d * np.arange(k) for d, k in zip(w.dilation, w.size, strict=True))
     taps = np.add.outer(width * under, beside).reshape(-1)
     taps = np.append(taps, taps[-1] + plane)
-    kernels = np.minimum(np.arange(-(-c_out // ROWS) * ROWS), c_out - 1) * len(taps)
+    kernels = np.minimum(np.arange(-(-c_out // DOWN) * DOWN), c_out - 1) * len(taps)
     image, pooling = (w.n[0], w.n[1], over, left), (down, across, high, pooled)
     return Layout(taps, c_out, kernels, image, pooling, int(under[-1]), lines, strips, width, plane)
 
@@ -149,7 +109,7 @@ def _convolve_part(
     for unit in range(begin, end):
         y = active[unit] if len(active) else space[0]
         _see(x, unit, at, seen)
-        for first in range(0, len(kernels), ROWS):
+        for first in range(0, len(kernels), DOWN):
             for p in range(0, plane, many):
                 out = y[first * plane + p :]
                 _tile(matrix, kernels[first:], terms, len(taps), seen[p:], taps, out, plane, False)
@@ -231,14 +191,14 @@ def _average(y: Host, at: Layout, sums: Host, means: Host) -> None:
 
 @compiled
 def _gradients(x: Host, active: Host, dmeans: Host, at: Layout, tanh: bool, dy: Host) -> Host:
-    lanes, whole = BYTES // x.itemsize, tiled(len(at.taps), TAPS)
+    lanes, whole = BYTES // x.itemsize, tiled(len(at.taps), ACROSS)
     parts = min(len(active), cut(len(active) * 32, at.plane * at.channels * (len(at.taps) + 8) // 32))
     sums = np.zeros((parts, len(at.kernels) * whole * lanes), x.dtype)
     share(_gradients_part, (parts, x, active, dmeans, at, tanh, dy, sums), parts)
     dmatrix = np.empty((at.channels, len(at.taps)), x.dtype)
     for c in range(at.channels):
         for t in range(len(at.taps)):
-            first = (c // ROWS * whole + t // TAPS * TAPS) * ROWS + c % ROWS * TAPS + t % TAPS
+            first = (c // DOWN * whole + t // ACROSS * ACROSS) * DOWN + c % DOWN * ACROSS + t % ACROSS
             total = 0.0
             for part in range(parts):
                 for k in range(first * lanes, (first + 1) * lanes):
@@ -253,7 +213,7 @@ def _gradients_part(
 ) -> None:
     """Of some strips."""
     taps, kernels, plane = at.taps, at.kernels, at.plane
-    lanes, whole, last, seen = BYTES // x.itemsize, tiled(len(taps), TAPS), len(taps) - 1, _run(at, x)
+    lanes, whole, last, seen = BYTES // x.itemsize, tiled(len(taps), ACROSS), len(taps) - 1, _run(at, x)
     d, places = np.zeros(len(kernels) * plane, x.dtype), np.arange(len(kernels)) * plane
     offsets = np.array([taps[min(t, last)] for t in range(whole)])
     shares = np.empty(at.lines * (at.pool[3] * at.channels + at.width), x.dtype)
@@ -262,10 +222,10 @@ def _gradients_part(
     for unit in range(begin, end):
         _see(x, unit, at, seen)
         _share_out(_windows_of(dmeans, unit, at), active[unit], at, tanh, shares, wide, d)
-        for first in range(0, len(kernels), ROWS):
-            for tap in range(0, whole, TAPS):
-                to = (first * whole + tap * ROWS) * lanes
-                _correlate(d, places[first:], seen, offsets[tap:], plane // lanes, sums[part], to)
+        for first in range(0, len(kernels), DOWN):
+            for tap in range(0, whole, ACROSS):
+                to = (first * whole + tap * DOWN) * lanes
+                dots(d, places[first:], seen, offsets[tap:], plane // lanes, sums[part], to)
         if len(dy):
             _in_order(d, unit, at, dy)
 

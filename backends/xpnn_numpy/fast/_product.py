@@ -38,6 +38,8 @@ NARROW = 10
 """Rows of a tile of one vector: their addresses fit the other registers."""
 HALVES = BYTES == 64
 """Whether vectors of half the size are used: of 64 bytes, some processors take half the time for them."""
+DOWN, ACROSS = 3, 5 if BYTES == 64 else 4
+"""Rows of one array and of the other in a tile of sums along them: with one and all of these they fit the registers."""
 MOST = max(WIDE, NARROW)
 TILES = lcm(WIDE, NARROW)
 """Rows that either tile divides."""
@@ -220,6 +222,39 @@ def tile(rows: int, vectors: int, size: int = BYTES, *, placed: bool = False) ->
         return context.get_dummy_value()
 
     return emits(typed)
+
+
+@emits
+def dots(typing: Any, a: Any, rows: Any, b: Any, others: Any, count: Any, sums: Any, at: Any) -> Any:
+    """Add `Σ_k a[rows[i] + k]·b[others[j] + k]` over so many vectors to one for each i and j of a tile."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        a, rows, b, others, sums = (
+            context.make_array(kinds[i])(context, builder, args[i]).data for i in (0, 1, 2, 3, 5)
+        )
+        load, store, kind = moves(context, builder, kinds[0].dtype)
+        fused, int64 = multiply_add(context, builder, kind), ir.IntType(64)
+        left = [builder.gep(a, [builder.load(builder.gep(rows, [int64(i)]))]) for i in range(DOWN)]
+        right = [builder.gep(b, [builder.load(builder.gep(others, [int64(j)]))]) for j in range(ACROSS)]
+        totals = [[cgutils.alloca_once(builder, kind) for _ in right] for _ in left]  # which become registers
+        for line in totals:
+            for total in line:
+                builder.store(ir.Constant(kind, None), total)
+        with cgutils.for_range(builder, args[4]) as loop:
+            k = builder.mul(loop.index, int64(kind.count))
+            values = [load(builder.gep(place, [k])) for place in right]
+            for place, line in zip(left, totals, strict=True):
+                factor = load(builder.gep(place, [k]))
+                for value, total in zip(values, line, strict=True):
+                    builder.store(builder.call(fused, [factor, value, builder.load(total)]), total)
+        out = builder.gep(sums, [args[6]])
+        for i, total in enumerate(total for line in totals for total in line):
+            place = builder.gep(out, [int64(i * kind.count)])
+            store(builder.fadd(load(place), builder.load(total)), place)
+        return context.get_dummy_value()
+
+    return types.void(a, rows, b, others, types.int64, sums, types.int64), code
 
 
 _wide, _narrow, _half = tile(WIDE, 2), tile(NARROW, 1), tile(NARROW, 1, BYTES // 2)

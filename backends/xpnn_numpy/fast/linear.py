@@ -13,15 +13,30 @@ import numpy as np
 
 from xpnn.ops import linear as standard
 from xpnn_numpy.fast._compiled import Host, compiled, fitting, plain, takes
-from xpnn_numpy.fast._product import BYTES, MOST, TILES, multiply, pack, slack
+from xpnn_numpy.fast._product import (
+    ACROSS,
+    BYTES,
+    DOWN,
+    MOST,
+    TERMS,
+    TILES,
+    dots,
+    multiply,
+    pack,
+    slack,
+    tiled,
+)
 from xpnn_numpy.fast._team import cut, share, stretch
+from xpnn_numpy.kernels import _products
 from xpnn_numpy.kernels import linear as numpys
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
-LEAST, LEAST_SIZE = 1 << 19, 16
-"""Multiply-adds of a product, and rows and outputs, from which on it is shared: BLAS alone is as quick for less."""
+LEAST, LEAST_SAMPLES, LEAST_OUTPUTS = 1 << 19, 16, 5
+"""Multiply-adds of a product, and samples and outputs, from which on it is shared: BLAS alone is as quick for less."""
+FEW = 16
+"""Outputs below which a panel of them is half empty: each is a sum along a row of inputs and one of weights then."""
 BLOCK = 2048
 """Terms at a time, whose panel stays in the second-level cache."""
 
@@ -34,18 +49,24 @@ def dense(
         return numpys.dense(ops, x, weight, bias)
     standard.check(x, weight, bias)
     rows, matrix, none = plain(x.reshape(-1, x.shape[-1])), plain(weight), np.empty(0, x.dtype)
-    y = np.empty((len(rows), len(matrix)), x.dtype)
-    _multiply(rows, rows.shape[1], 1, matrix.T, none if bias is None else plain(bias), y)
-    shape, in_shape = y.shape, x.shape
+    y, shift = np.empty((len(rows), len(matrix)), x.dtype), none if bias is None else plain(bias)
+    few, shape, in_shape = len(matrix) < FEW, y.shape, x.shape
+    if few:
+        _along(rows, matrix, shift, y)
+    else:
+        _multiply(rows, rows.shape[1], 1, matrix.T, shift, y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape)
-        dx, dweight = None, np.empty_like(matrix)
-        if input_gradient:
-            dx = np.empty(in_shape, rows.dtype)
+        dbias = None if bias is None else ops.total(d, 0)
+        if few:  # BLAS is as quick for them as threads are
+            dx = _products.multiply(d, matrix, np.empty_like(rows)).reshape(in_shape) if input_gradient else None
+            return dx, _products.multiply_across(d, rows), dbias
+        dx, dweight = np.empty(in_shape, rows.dtype) if input_gradient else None, np.empty_like(matrix)
+        if dx is not None:
             _multiply(d, d.shape[1], 1, matrix, none, dx.reshape(rows.shape))
         _multiply(d, 1, d.shape[1], rows, none, dweight)
-        return dx, dweight, None if bias is None else ops.total(d, 0)
+        return dx, dweight, dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
 
@@ -55,7 +76,40 @@ def _large(x: Host, weight: Host) -> bool:
     if not (isinstance(x, np.ndarray) and isinstance(weight, np.ndarray) and takes(x) and x.ndim > 1 < weight.ndim):
         return False
     samples, outputs = x.size // max(x.shape[-1], 1), len(weight)
-    return x.size * outputs >= LEAST and min(samples, outputs) >= LEAST_SIZE
+    return x.size * outputs >= LEAST and samples >= LEAST_SAMPLES and outputs >= LEAST_OUTPUTS
+
+
+@compiled
+def _along(x: Host, weight: Host, bias: Host, y: Host) -> None:
+    """Set `y` to the products of rows of `x` and of `weight`, and add the bias to each row."""
+    parts = cut(len(y), weight.size)
+    share(_along_part, (parts, x, weight, bias, y), parts)
+
+
+@compiled
+def _along_part(part: int, parts: int, x: Host, weight: Host, bias: Host, y: Host) -> None:
+    """Some rows."""
+    (outputs, terms), lanes, (begin, end) = weight.shape, BYTES // x.itemsize, stretch(len(y), part, parts)
+    whole, a, b = terms // lanes, x.reshape(-1), weight.reshape(-1)
+    sums, rows = np.empty(DOWN * ACROSS * lanes, y.dtype), np.empty(DOWN, np.int64)
+    others = np.minimum(np.arange(tiled(outputs, ACROSS)), outputs - 1) * terms
+    for top in range(begin, end, DOWN):
+        for i in range(DOWN):
+            rows[i] = min(top + i, end - 1) * terms
+        for left in range(0, outputs, ACROSS):
+            for k in range(len(sums)):
+                sums[k] = 0
+            for first in range(0, whole, TERMS):  # the sum of so many starts anew
+                k = first * lanes
+                dots(a[k:], rows, b[k:], others[left:], min(TERMS, whole - first), sums, 0)
+            for i in range(min(DOWN, end - top)):
+                for j in range(min(ACROSS, outputs - left)):
+                    total, one = y.dtype.type(0), sums[(i * ACROSS + j) * lanes :]
+                    for k in range(lanes):
+                        total += one[k]
+                    for k in range(whole * lanes, terms):
+                        total += a[rows[i] + k] * b[others[left + j] + k]
+                    y[top + i, left + j] = total + bias[left + j] if len(bias) else total
 
 
 @compiled
