@@ -329,7 +329,15 @@ def test_tiles_spread_nothing_beyond_a_kernel(value, pooled):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
     ("shape", "outputs"),
-    [((40, 500), 32), ((41, 499), 33), ((3, 9, 2300), 17), ((16, 3000), 90), ((29, 4999), 10), ((2, 70, 999), 5)],
+    [
+        ((40, 500), 32),
+        ((41, 499), 33),
+        ((3, 9, 2300), 17),
+        ((16, 3000), 90),
+        ((29, 4999), 10),
+        ((2, 70, 999), 5),
+        ((31, 3001), 15),
+    ],
 )
 def test_dense_in_panels(dtype, biased, shape, outputs):
     pytest.importorskip("numba")

@@ -346,6 +346,20 @@ def multiply(a: Host, rows: Host, many: int, cols: Host, panels: Host, n: int, y
 
 
 @compiled
+def multiply_tile(a: Host, rows: Host, tall: bool, cols: Host, b: Host, step: int, y: Host, y_step: int) -> None:
+    """Set one panel's width of a tile's rows of `y`, from rows of `b` that lie a `step` apart.
+
+    A `tall` tile has `NARROW` rows, another one `WIDE`.
+    """
+    if tall:
+        half = BYTES // a.itemsize
+        _narrow(a, rows, cols, len(cols), b, step, y, y_step, False)
+        _narrow(a, rows, cols, len(cols), b[half:], step, y[half:], y_step, False)
+    else:
+        _wide(a, rows, cols, len(cols), b, step, y, y_step, False)
+
+
+@compiled
 def add_up(a: Host, rows: Host, cols: Host, b: Host, first: int, space: Host, sums: Host) -> None:
     """Add the product with rows `first …` of `b` to `sums`, whose panels are those of `packed`.
 

@@ -18,16 +18,18 @@ from xpnn_numpy.fast._product import (
     BYTES,
     DOWN,
     MOST,
+    NARROW,
     TERMS,
     TILES,
+    WIDE,
     dots,
     multiply,
+    multiply_tile,
     pack,
     slack,
     tiled,
 )
 from xpnn_numpy.fast._team import cut, share, stretch
-from xpnn_numpy.kernels import _products
 from xpnn_numpy.kernels import linear as numpys
 
 if TYPE_CHECKING:
@@ -59,13 +61,15 @@ def dense(
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape)
         dbias = None if bias is None else ops.total(d, 0)
-        if few:  # BLAS is as quick for them as threads are
-            dx = _products.multiply(d, matrix, np.empty_like(rows)).reshape(in_shape) if input_gradient else None
-            return dx, _products.multiply_across(d, rows), dbias
         dx, dweight = np.empty(in_shape, rows.dtype) if input_gradient else None, np.empty_like(matrix)
-        if dx is not None:
+        if dx is not None and few:
+            _multiply_few(d, d.shape[1], 1, matrix, dx.reshape(rows.shape))
+        elif dx is not None:
             _multiply(d, d.shape[1], 1, matrix, none, dx.reshape(rows.shape))
-        _multiply(d, 1, d.shape[1], rows, none, dweight)
+        if few:
+            _multiply_few(d, 1, d.shape[1], rows, dweight)
+        else:
+            _multiply(d, 1, d.shape[1], rows, none, dweight)
         return dx, dweight, dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
@@ -110,6 +114,40 @@ def _along_part(part: int, parts: int, x: Host, weight: Host, bias: Host, y: Hos
                     for k in range(whole * lanes, terms):
                         total += a[rows[i] + k] * b[others[left + j] + k]
                     y[top + i, left + j] = total + bias[left + j] if len(bias) else total
+
+
+@compiled
+def _multiply_few(a: Host, down: int, right: int, b: Host, y: Host) -> None:
+    """As `_multiply`, of few terms or to few rows, for which `b` is read as it lies."""
+    panels = -(-y.shape[1] // (2 * BYTES // y.itemsize))
+    parts = min(cut(len(y) * y.shape[1], len(b)), panels)
+    share(_multiply_few_part, (parts, panels, a.reshape(-1), down, right, b, y), parts)
+
+
+@compiled
+def _multiply_few_part(part: int, parts: int, panels: int, a: Host, down: int, right: int, b: Host, y: Host) -> None:
+    """Some panels of columns; the rest of a row, and of rows, is made elsewhere and copied."""
+    (m, n), width, (begin, end) = y.shape, 2 * BYTES // y.itemsize, stretch(panels, part, parts)
+    tall, flat, of_y, rows = WIDE < m <= NARROW, b.reshape(-1), y.reshape(-1), np.empty(m + MOST, np.int64)
+    many, cols, out = NARROW if tall else WIDE, np.arange(len(b)) * right, np.empty(MOST * width, y.dtype)
+    panel = np.empty(len(b) * width if n % width else 0, y.dtype)
+    for i in range(len(rows)):
+        rows[i] = min(i, m - 1) * down
+    for first in range(begin * width, min(end * width, n), width):
+        columns = min(width, n - first)
+        if columns < width:
+            pack(b, first, width, panel)
+        for top in range(0, m, many):
+            if columns < width:
+                multiply_tile(a, rows[top:], tall, cols, panel, width, out, width)
+            elif top + many > m:
+                multiply_tile(a, rows[top:], tall, cols, flat[first:], n, out, width)
+            else:
+                multiply_tile(a, rows[top:], tall, cols, flat[first:], n, of_y[top * n + first :], n)
+                continue
+            for i in range(min(many, m - top)):
+                for k in range(columns):
+                    y[top + i, first + k] = out[i * width + k]
 
 
 @compiled
