@@ -157,15 +157,17 @@ def _windows_of(means: Host, unit: int, at: Layout) -> Host:
 
 
 @compiled
+def _unsigned(at: Layout) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+    """Pixels of a window, windows that fit a run's line, those in it, and channels: no index by them is negative."""
+    _, across, _, pooled = at.pool
+    return np.uint64(across), np.uint64(at.width // across), np.uint64(pooled), np.uint64(at.channels)
+
+
+@compiled
 def _average(y: Host, at: Layout, sums: Host, means: Host) -> None:
     """The means of windows: what lies side by side is added up first."""
     (down, across, _, pooled), one, two = at.pool, np.uint64(1), np.uint64(2)
-    step, line, many, apart = (
-        np.uint64(across),
-        np.uint64(at.width // across),
-        np.uint64(pooled),
-        np.uint64(at.channels),
-    )
+    step, line, many, apart = _unsigned(at)
     lines, total = len(means) // (pooled * at.channels), y.dtype.type(down * across)
     for c in range(apart):
         start = c * np.uint64(at.plane)
@@ -234,12 +236,7 @@ def _gradients_part(
 def _share_out(dmeans: Host, active: Host, at: Layout, tanh: bool, shares: Host, wide: Host, d: Host) -> None:
     """The gradient of a strip's responses from that of their means; there is none beside its lines."""
     (down, across, _, pooled), one, two = at.pool, np.uint64(1), np.uint64(2)
-    step, line, many, apart = (
-        np.uint64(across),
-        np.uint64(at.width // across),
-        np.uint64(pooled),
-        np.uint64(at.channels),
-    )
+    step, line, many, apart = _unsigned(at)
     lines, width = np.uint64(len(dmeans) // (pooled * at.channels)), np.uint64(at.width)
     total, zero, unit, behind = d.dtype.type(down * across), d.dtype.type(0), d.dtype.type(1), shares[len(dmeans) :]
     for k in range(np.uint64(len(dmeans))):

@@ -60,17 +60,17 @@ def dense(
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
         d = fitting("dense", dy, (*in_shape[:-1], shape[1]), rows.dtype).reshape(shape)
-        dbias = None if bias is None else ops.total(d, 0)
-        dx, dweight = np.empty(in_shape, rows.dtype) if input_gradient else None, np.empty_like(matrix)
-        if dx is not None and few:
-            _multiply_few(d, d.shape[1], 1, matrix, dx.reshape(rows.shape))
-        elif dx is not None:
-            _multiply(d, d.shape[1], 1, matrix, none, dx.reshape(rows.shape))
-        if few:
-            _multiply_few(d, 1, d.shape[1], rows, dweight)
-        else:
-            _multiply(d, 1, d.shape[1], rows, none, dweight)
-        return dx, dweight, dbias
+
+        def product(down: int, right: int, b: Host) -> Host:
+            y = np.empty((d.size // b.shape[0], b.shape[1]), rows.dtype)
+            if few:
+                _multiply_few(d, down, right, b, y)
+            else:
+                _multiply(d, down, right, b, none, y)
+            return y
+
+        dx = product(d.shape[1], 1, matrix).reshape(in_shape) if input_gradient else None
+        return dx, product(1, d.shape[1], rows), None if bias is None else ops.total(d, 0)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
 
