@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
@@ -23,7 +23,7 @@ import numpy as np
 
 from xpnn.layers.base import Layer, Run
 from xpnn.layers.containers import Container
-from xpnn.ops import Ops
+from xpnn.ops import Ops, names
 from xpnn.ops._array import Array
 from xpnn.ops._made import Once
 from xpnn.optim import SGD
@@ -43,14 +43,18 @@ from xpnn_numpy.lanes import (
     settled,
     threads,
 )
+from xpnn_numpy.recording import Played, unrecorded
 
 if TYPE_CHECKING:
     from xpnn_numpy import NumPyBackend
 
 Cuts = tuple[int, ...]
 """Where parts begin, and where the last one ends."""
-PIECE_BYTES = 1 << 23
-"""Of the largest activation of a piece: what stays in the third-level cache with all that is made of it."""
+PIECE_BYTES, PLAYED_BYTES = 1 << 23, 3 << 19
+"""Of the largest activation of a piece: what stays in the third-level cache with all that is made of it. And of one
+that is played (`recording`): with less between its calls it may be smaller."""
+RECORDED_BYTES = 1 << 25
+"""Of all arrays of a recording, at the most."""
 Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
 """For each lane the flat gradient; the new statistics; for each the sum of the loss and of right answers."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -84,7 +88,7 @@ class PiecesExecutor(Executor):
         self.crew, self.alone = Crew(threads()), Crew(1)
         self._prepared: Prepared | None = None
         self._made = Once()
-        self._made_of: Mapping[str, Array] | None = None
+        self._predicting: tuple[Mapping[str, Array], Played] | None = None
 
     def session(self) -> AbstractContextManager[None]:
         """Hold BLAS to one thread, and settle NumPy."""
@@ -133,12 +137,11 @@ class PiecesExecutor(Executor):
 
     def _right(self, scores: Array, targets: Array, loss: Array) -> Array:
         right = self.loss.correct(scores, targets)
-        return loss.dtype.type(0 if right is None else np.count_nonzero(right))
+        return np.zeros_like(loss) if right is None else np.add.reduce(right, None, loss.dtype)
 
-    def _fill(self, flat: Array, gradients: Mapping[str, Array]) -> None:
+    def _flat_gradient(self, gradients: Mapping[str, Array]) -> Array:
         parts = [gradients[path].reshape(-1) for path in self.shapes]
-        if parts:
-            np.concatenate(parts, out=flat)
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
     def _tree(self, flat: Array, xp: Any = None) -> dict[str, Array]:
         return {path: flat[part].reshape(shape) for path, part, shape in self._parts}
@@ -148,7 +151,7 @@ class PiecesExecutor(Executor):
     ) -> tuple[Array, dict[str, Array], Array, Array]:
         """As the plain one: the lanes' sums, added in their order."""
         flats, *rest = self._lanes(state, images, targets, draws, scale)
-        return _sum(flats), *rest
+        return np.array(_sum(flats)), *rest
 
     def prepared(self, state: State) -> dict[str, Array]:
         """As the plain one, once for a state, whose arrays nobody writes to: small batches take no longer than that."""
@@ -186,14 +189,20 @@ class PiecesExecutor(Executor):
             return self.scores(*given, images, cuts, self._crew(n))
 
     def _predicted(self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array) -> Array:
-        if self._made_of is not weights:
+        predicting = self._predicting
+        if predicting is None or predicting[0] is not weights:
             self._made.forget()
-            self._made_of = weights
-        return self.predictor.apply(weights, stats, images, self._prediction)[0]
+
+            def predict(images: Array) -> list[Array]:
+                return [self.predictor.apply(weights, stats, images, self._prediction)[0]]
+
+            predicting = self._predicting = weights, Played(predict, RECORDED_BYTES)
+        played = predicting[1]
+        return played(images)[0].copy() if self._small(images) else played.function(images)[0]
 
     def _forget(self) -> None:
         """What predictions keep of a state."""
-        self._prepared = self._made_of = None
+        self._prepared = self._predicting = None
         self._made.forget()
 
     @cached_property
@@ -201,8 +210,13 @@ class PiecesExecutor(Executor):
         """With ops that need keep nothing; a layer of somebody's own may call their backward itself."""
         ops = self.backend.ops
         if _ours(self.model):
-            ops = Ops(self.backend.kernels, self.backend.column_bytes, backward=False, made=self._made)
+            ops = Ops(self._kernels, self.backend.column_bytes, backward=False, made=self._made)
         return Run(ops)
+
+    @cached_property
+    def _kernels(self) -> dict[str, Callable[..., Any]]:
+        """The kernels, with all other ops as single calls of a recording."""
+        return {name: unrecorded(getattr(Ops, name)) for name in names()} | dict(self.backend.kernels)
 
     def scores(
         self,
@@ -234,7 +248,7 @@ class PiecesExecutor(Executor):
 
     def _most(self) -> int:
         """How many samples a piece has at the most."""
-        return int(max(1, PIECE_BYTES // self.sample_bytes))
+        return int(max(1, (PLAYED_BYTES if self.recordable else PIECE_BYTES) // self.sample_bytes))
 
     def _lanes(
         self, state: State, images: Array, targets: Array, draws: Mapping[str, Array], scale: Array
@@ -288,10 +302,7 @@ class PiecesExecutor(Executor):
     @cached_property
     def recipe(self) -> bytes | None:
         """What a helper makes an executor of that computes the same; None where it cannot."""
-        from xpnn_numpy import NumPyBackend
-
-        backend, plain = self.backend, NumPyBackend
-        if (type(backend), backend.kernels, backend.column_bytes) != (plain, plain.kernels, plain.column_bytes):
+        if not self._plain:
             return None
         try:
             recipe = pickle.dumps((self.model, self.loss, SGD(lr=0), self.in_shape, self.dtype))
@@ -322,38 +333,87 @@ class PiecesExecutor(Executor):
         Where there are more lanes elsewhere, `joined` joins the parts of these with theirs.
         """
         self._forget()
-        tree, lanes, crew = self._tree(weights), len(cuts), crew or self.alone
-        flats = np.empty((lanes, len(weights)), self.dtype)
+        lanes, crew = len(cuts), crew or self.alone
         meets = not self.per_sample and (lanes > 1 or joined is not None)
         if meets:
             self._meeting = Meeting(lanes, crew.threads, joined)
 
-        def lane(i: int) -> tuple[dict[str, Array], Array, Array]:
-            ops = self._ops[i] if meets else self.backend.ops
-            new: dict[str, Array] = {}
-            loss = right = None
-            for start, stop in pairwise(cuts[i]):
-                run = Run(ops, training=True, draws={path: mask[start:stop] for path, mask in draws.items()})
-                scores, new, backward = self.program.apply(tree, stats, images[start:stop], run)
-                part, loss_backward = self.loss(ops, scores, targets[start:stop], self.constants)
-                _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
-                hits = self._right(scores, targets[start:stop], part)
-                if loss is None:
-                    loss, right = part, hits
-                    self._fill(flats[i], gradients)
+        def lane(i: int) -> tuple[Array, dict[str, Array], Array, Array]:
+            parts = list(pairwise(cuts[i]))
+            for start, stop in parts:
+                x, y = images[start:stop], targets[start:stop]
+                masks = {path: mask[start:stop] for path, mask in draws.items()}
+                if meets:
+                    done = self._gradient(self._ops[i], weights, stats, x, y, masks, scale)
                 else:
-                    loss, right = loss + part, right + hits
-                    for path, g in self._tree(flats[i]).items():
-                        g += gradients[path]
-            return new, loss, right
+                    done = self._piece(weights, stats, x, y, masks, scale, sole=lanes == len(parts) == 1)
+                if start == cuts[i][0]:
+                    flat, new, loss, right = done
+                else:
+                    flat, new, loss, right = np.add(flat, done[0], out=flat), new, loss + done[2], right + done[3]
+            return flat, new, loss, right
 
         if meets:
             results = crew.together(lane, self._meeting)
         else:
             with self.backend.sharing(self.crew.threads) if lanes == 1 else nullcontext():
                 results = crew.each(lane, lanes)
-        new, losses, rights = zip(*results, strict=True)
+        flats, new, losses, rights = zip(*results, strict=True)
         return list(flats), new[0], list(losses), list(rights)
+
+    def _piece(
+        self,
+        weights: Array,
+        stats: Mapping[str, Array],
+        images: Array,
+        targets: Array,
+        draws: Mapping[str, Array],
+        scale: Array,
+        *,
+        sole: bool,
+    ) -> tuple[Array, dict[str, Array], Array, Array]:
+        """As `gradient`, played where it is small; a `sole` gradient is then overwritten by the next one."""
+        if not self._small(images):
+            return self._gradient(self.backend.ops, weights, stats, images, targets, draws, scale)
+        flat, loss, right, *new = self._played(
+            weights, images, targets, np.asarray(scale, self.dtype), *stats.values(), *draws.values()
+        )
+        its = {path: stat.copy() for path, stat in zip(self.stats, new, strict=True)}
+        return flat if sole else flat.copy(), its, loss[()], right[()]
+
+    def _small(self, images: Array) -> bool:
+        """Whether what is done with them is played."""
+        return self.recordable and len(images) * self.sample_bytes <= PLAYED_BYTES
+
+    @cached_property
+    def _played(self) -> Played:
+        """A step as a function of arrays alone."""
+        masked = [draw.path for draw in self.draws]
+        ops = Ops(self._kernels, self.backend.column_bytes)
+
+        def step(weights: Array, images: Array, targets: Array, scale: Array, *others: Array) -> list[Array]:
+            stats, draws = dict(zip(self.stats, others, strict=False)), others[len(self.stats) :]
+            flat, new, loss, right = self._gradient(
+                ops, weights, stats, images, targets, dict(zip(masked, draws, strict=True)), scale
+            )
+            return [flat, loss, right, *(new[path] for path in self.stats)]
+
+        return Played(step, RECORDED_BYTES)
+
+    @cached_property
+    def recordable(self) -> bool:
+        """Whether pieces are played: those of few weights, where all that computes is xpnn's own, and NumPy's calls."""
+        own = _of_xpnn(self.loss) and _of_xpnn(self.optimizer) and _ours(self.model)
+        weights = sum(map(prod, self.shapes.values())) * np.dtype(self.dtype).itemsize
+        return own and self._plain and weights <= RECORDED_BYTES // 8
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the backend is NumPy's own, with its own kernels."""
+        from xpnn_numpy import NumPyBackend
+
+        backend, plain = self.backend, NumPyBackend
+        return (type(backend), backend.kernels, backend.column_bytes) == (plain, plain.kernels, plain.column_bytes)
 
     @cached_property
     def _ops(self) -> list[Ops]:
@@ -390,7 +450,11 @@ def keep_memory() -> None:
 def _ours(layer: Layer) -> bool:
     """Whether it is one of xpnn's layers, and made of these."""
     parts = layer.parts() if isinstance(layer, Container) else []
-    return type(layer).__module__.partition(".")[0] == "xpnn" and all(_ours(part) for _, part in parts)
+    return _of_xpnn(layer) and all(_ours(part) for _, part in parts)
+
+
+def _of_xpnn(thing: object) -> bool:
+    return type(thing).__module__.partition(".")[0] == "xpnn"
 
 
 def _pieces(n: int, most: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._planes import apart
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, strided, whole, zeros
 from xpnn_numpy.kernels._windows import Block, blocks
 
 MOST, WIDEST = 8, 4
@@ -40,16 +40,16 @@ class Bands:
         self.w, self.pool, self.reach = w, pool, w.reach(pool)
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True))
         self.shape = *pool, len(weight), *self.reach
-        moved = np.zeros(self.shape, weight.dtype)
+        moved = zeros(self.shape, weight)
         self._kernels(moved)[...] = weight[..., 0]
-        self.factor = np.ascontiguousarray(moved.reshape(-1, prod(self.reach)).T)
+        self.factor = whole(moved.reshape(-1, prod(self.reach)).T)
 
     def _kernels(self, moved: Host) -> Host:
         """Where the kernels are in what is of this `shape`: a view, `(*pool, C_out, *kernel)`."""
         axes, strides = len(self.pool), moved.strides
         places = (p + s * r for p, s, r in zip(strides, self.w.stride, strides[axes + 1 :], strict=False))
         shape = *moved.shape[: axes + 1], *self.w.size
-        return np.ndarray(shape, moved.dtype, moved, strides=(*places, *strides[axes:]))
+        return strided(moved, shape, (*places, *strides[axes:]), moved.dtype)
 
     def blocks(self, n: int, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose planes and responses take so much, or one line of one sample."""
@@ -58,7 +58,7 @@ class Bands:
 
     def respond(self, planes: Host) -> Host:
         """The responses to the planes of a block, `(K, rows)`: `(P, C_out, rows)`."""
-        responses = np.empty((self.factor.shape[1], planes.shape[1]), planes.dtype)
+        responses = empty((self.factor.shape[1], planes.shape[1]), planes)
         multiply(planes.T, self.factor, responses.T)
         return responses.reshape(prod(self.pool), -1, planes.shape[1])
 
@@ -68,7 +68,7 @@ class Bands:
 
     def of_factor(self, dfactor: Host) -> Host:
         """The gradient of the weights from that of the factor, transposed."""
-        kernels = self._kernels(np.ascontiguousarray(dfactor.T).reshape(self.shape))
+        kernels = self._kernels(whole(dfactor.T).reshape(self.shape))
         dweight: Host = np.add.reduce(kernels, tuple(range(len(self.pool))))
         return dweight[..., None]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xpnn.ops._window import Window
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, strided, whole
 
 Shape = tuple[int, ...]
 LEAST = 20_000
@@ -34,15 +34,16 @@ class Planes:
     def __init__(self, image: Host, w: Window, pool: Shape) -> None:
         self.w, self.pool = w, pool or (1,) * len(w.out)
         self.reach, self.out, self.step, self.views = _layout(image.shape, image.dtype, w, self.pool)
-        self.sorted = [np.ascontiguousarray(image[..., i :: self.step, 0]) for i in range(len(self.views))]
+        self.sorted = [whole(image[..., i :: self.step, 0]) for i in range(len(self.views))]
 
     def seen(self, block: tuple[slice, slice]) -> Host:
         """The planes of a block of outputs, `(*reach, values)`."""
         samples, lines = (part.stop - part.start for part in block)
         run = np.dtype((np.void, self.out[-1] * self.sorted[0].itemsize))
-        seen, every = np.empty((*self.reach, samples, lines, *self.out[1:-1]), run), (slice(None),) * len(self.reach)
+        seen = empty((*self.reach, samples, lines, *self.out[1:-1]), self.sorted[0], run)
+        every = (slice(None),) * len(self.reach)
         for i, (pixels, (shape, strides)) in enumerate(zip(self.sorted, self.views, strict=True)):
-            view = np.ndarray(shape, run, pixels, strides=strides)
+            view = strided(pixels, shape, strides, run)
             seen[(*every[1:], slice(i, None, self.step))] = view[(*every, *block)]
         return seen.view(self.sorted[0].dtype).reshape(*self.reach, -1)
 
@@ -52,8 +53,8 @@ class Planes:
         *places, value = seen.strides
         run = np.dtype((np.void, seen.shape[-1] * value))
         phases = [p * s for p, s in zip(places, self.w.stride, strict=True)]
-        columns = np.ndarray((*self.w.size, *self.pool), run, seen, strides=(*places, *phases))
-        return np.ascontiguousarray(columns).view(seen.dtype)
+        columns = strided(seen, (*self.w.size, *self.pool), (*places, *phases), run)
+        return whole(columns).view(seen.dtype)
 
 
 @lru_cache(maxsize=4096)

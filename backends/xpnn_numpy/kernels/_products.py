@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from xpnn_numpy.blas import small_product
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, whole
 
 LEAST = 4
 """Rows of a run: BLAS takes four at a time."""
@@ -37,7 +37,7 @@ def multiply(a: Host, b: Host, out: Host) -> Host:
     """
     rows, columns = a.shape[-2], b.shape[-1]
     if small_product() and b.shape[-2] < LEAST_ACROSS and rows >= MANY:
-        b = np.ascontiguousarray(b)
+        b = whole(b)
     most = _most(b)
     least = LEAST if a.strides[-1] == a.itemsize else 2 * LEAST
     if rows * columns <= most:
@@ -63,7 +63,7 @@ def multiply_across(a: Host, b: Host) -> Host:
     length = rows // runs
     cut = runs * length
     across, others = _runs(a, runs, length).swapaxes(-1, -2), _runs(b, runs, length)
-    products = multiply(across, others, np.empty((*across.shape[:-1], b.shape[-1]), a.dtype))
+    products = multiply(across, others, empty((*across.shape[:-1], b.shape[-1]), a))
     product = np.add.reduce(products, -3) if runs > 1 else products[..., 0, :, :]
     if cut < rows:
         product += np.matmul(a[..., cut:, :].swapaxes(-1, -2), b[..., cut:, :])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xpnn.ops._made import Made, anew
+from xpnn_numpy.recording import Recorded
 
 Host = np.ndarray[Any, Any]
 LONG, MOST = 1 << 10, 1 << 14
@@ -18,6 +19,28 @@ FEW = 256
 """Pixels up to which a run of NumPy's for each takes less long than to repeat channels, anew, along a longer one."""
 FEW_VALUES = 1 << 12
 """Up to which a maximum with a number takes no longer than one with zeros."""
+
+
+def empty(shape: tuple[int, ...], like: Host, dtype: Any = None) -> Host:
+    """Room for what is computed from an array, in a recording if that is; of its dtype, or another one."""
+    return np.empty(shape, dtype or like.dtype, like=like)
+
+
+def zeros(shape: tuple[int, ...], like: Host) -> Host:
+    """The same, with zeros in it."""
+    return np.zeros(shape, like.dtype, like=like)
+
+
+def whole(x: Host) -> Host:
+    """The array itself where it is contiguous, else a copy that is."""
+    return x if x.flags.c_contiguous else x.copy()
+
+
+def strided(x: Host, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Host:
+    """A view of what begins where `x` does."""
+    kind: Any = Recorded if type(x) is Recorded else np.ndarray
+    view: Host = kind(shape, dtype, x, strides=strides)
+    return view
 
 
 def by_channel(f: np.ufunc, x: Host, channels: Host, out: Host, made: Made = anew) -> Host:
@@ -52,7 +75,7 @@ def _pixels(shape: tuple[int, ...]) -> int:
 
 def repeated(row: Host, times: int) -> Host:
     """A row so many times over; `np.tile` takes five times as long to set about it."""
-    rows = np.empty((times, *row.shape), row.dtype)
+    rows = empty((times, *row.shape), row)
     rows[...] = row
     return rows.reshape(-1)
 
@@ -61,6 +84,6 @@ def rectify(x: Host, out: Host) -> Host:
     """`max(x, 0)`: of many values against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
     if x.size < FEW_VALUES:
         return np.maximum(x, 0, out=out)
-    zeros = np.zeros(_pixels(x.shape) * x.shape[-1], x.dtype)
-    np.maximum(x.reshape(-1, len(zeros)), zeros, out=out.reshape(-1, len(zeros)))
+    row = np.zeros(_pixels(x.shape) * x.shape[-1], x.dtype)
+    np.maximum(x.reshape(-1, len(row)), row, out=out.reshape(-1, len(row)))
     return out

@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-import numpy as np
-
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._products import multiply
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
 from xpnn_numpy.kernels._windows import EVERY, Block, Windows
 
 SHARE = 4
@@ -29,7 +27,7 @@ THIN = 12
 
 def of_taps(dy: Iterable[tuple[Block, Host]], w: Window, weight: Host, n: int) -> Host:
     """The gradient of the padded image `(N, *padded, C)`, from those of blocks of responses `(…, *out, C_out)`."""
-    dimage = np.zeros((n, *w.padded, weight.shape[-1]), weight.dtype)
+    dimage = zeros((n, *w.padded, weight.shape[-1]), weight)
     image, by = dimage, _by_image(w)
     if weight.shape[-1] < THIN and _even(w):
         by, weight = _by_pair(by), _paired(weight)
@@ -47,15 +45,15 @@ def of_taps(dy: Iterable[tuple[Block, Host]], w: Window, weight: Host, n: int) -
 def _shares(dy: Host, factors: Host) -> Host:
     """The shares of the taps, `(K, rows, C)`."""
     matrix = dy.reshape(-1, factors.shape[1])
-    return multiply(matrix, factors, np.empty((len(factors), len(matrix), factors.shape[2]), factors.dtype))
+    return multiply(matrix, factors, empty((len(factors), len(matrix), factors.shape[2]), factors))
 
 
 def _add_beside(dy: Host, factors: Host, w: Window, block: Block, image: Host) -> None:
     """Add to an image the shares of a block, its samples beside each other."""
     samples, lines = block
-    beside = np.ascontiguousarray(dy.transpose(*range(1, dy.ndim - 1), 0, -1))
+    beside = whole(dy.transpose(*range(1, dy.ndim - 1), 0, -1))
     of_block = _by_sample(w, *dy.shape[1::-1])
-    part = np.zeros((1, *of_block.n, image.shape[-1]), image.dtype)
+    part = zeros((1, *of_block.n, image.shape[-1]), image)
     Windows(part, of_block).add_up(_shares(beside, factors), EVERY, part)
     first = lines.start * w.stride[0]
     image[samples, first : first + of_block.n[0]] += part[0].transpose(-2, *range(len(w.n)), -1)
@@ -64,13 +62,13 @@ def _add_beside(dy: Host, factors: Host, w: Window, block: Block, image: Host) -
 def _by_tap(weight: Host) -> Host:
     """The weights of each tap, `(K, C_out, C)`; `np.moveaxis` would take five times as long."""
     taps_first = weight.transpose(*range(1, weight.ndim - 1), 0, -1)
-    return np.ascontiguousarray(taps_first).reshape(-1, len(weight), weight.shape[-1])
+    return whole(taps_first).reshape(-1, len(weight), weight.shape[-1])
 
 
 def _paired(weight: Host) -> Host:
     """Two kernels as one that sees pairs of pixels, `(2·C_out, *kernel, 2·C)`."""
     c_out, *lines, taps, c = weight.shape
-    pair = np.zeros((2, c_out, *lines, taps + 1, c), weight.dtype)
+    pair = zeros((2, c_out, *lines, taps + 1, c), weight)
     pair[0, ..., :-1, :] = weight
     pair[1, ..., 1:, :] = weight
     return pair.reshape(2 * c_out, *lines, (taps + 1) // 2, 2 * c)

@@ -29,7 +29,7 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._in_place import beginnings, interleaved
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
 from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks
 
 LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 256, 8_000_000
@@ -80,7 +80,7 @@ class Tiles:
         """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place."""
         upper, lower = self._under(self.image, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]
-        sums = np.empty((4, *d1.shape), d1.dtype)
+        sums = empty((4, *d1.shape), d1)
         np.subtract(upper, lower, out=_paired(sums[:2]))
         np.add(d1, d2, out=sums[2])
         np.subtract(d2, d1, out=sums[3])
@@ -110,12 +110,12 @@ class Tiles:
         """Fill a block of responses, and return it."""
         upper, lower = self._lines(y)
         if self.in_place:
-            m = np.empty((*columns.shape[:-1], y.shape[-1]), y.dtype)
+            m = empty((*columns.shape[:-1], y.shape[-1]), y)
             for windows, begun in self._in_place(columns, m):
                 multiply(windows, factor, begun)
             m = m[None, ..., : y.shape[-2], :]
         else:
-            m = multiply(columns, factor, np.empty((*columns.shape[:-1], factor.shape[-1]), y.dtype))
+            m = multiply(columns, factor, empty((*columns.shape[:-1], factor.shape[-1]), y))
             m = m.reshape(self.phases, 4, *upper.shape[1:])
         m[:, :2] += m[:, 2:3]
         np.add(m[:, 0], m[:, 3], out=upper)
@@ -142,7 +142,7 @@ class Tiles:
         """
         upper, lower = self._lines(dy)
         *lines, width, c_out = upper.shape[1:]
-        products = np.empty((self.phases, 4, *lines, width + beyond, c_out), dy.dtype)
+        products = empty((self.phases, 4, *lines, width + beyond, c_out), dy)
         if beyond:
             products[..., width:, :] = 0
         d = products[..., :width, :]
@@ -181,10 +181,10 @@ class Tiles:
         """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
         d = self._products(dy)
         d = d.reshape(*d.shape[:2], -1, d.shape[-1])
-        dcolumns = multiply(d, by_tap, np.empty((len(by_tap), *d.shape[:-1], self.channels), d.dtype))
+        dcolumns = multiply(d, by_tap, empty((len(by_tap), *d.shape[:-1], self.channels), d))
         upper, lower = self._under(dimage, block)
         d1, d2 = upper[:, :, 1], lower[:, :, 0]
-        sums = np.zeros((4, *d1.shape), d.dtype)
+        sums = zeros((4, *d1.shape), d)
         windows = self._beside(sums)
         windows.add_up(dcolumns, EVERY, windows.image)
         outer = _paired(sums[:2])
@@ -198,8 +198,8 @@ class Tiles:
 
 def _mapped(lines: Host) -> Host:
     """Four lines of kernels from three, `(3, …)`."""
-    lines = np.ascontiguousarray(lines)
-    outer, inner, factor = (lines[0] + lines[2]) * 0.5, lines[1] * 0.5, np.empty((4, *lines.shape[1:]), lines.dtype)
+    lines = whole(lines)
+    outer, inner, factor = (lines[0] + lines[2]) * 0.5, lines[1] * 0.5, empty((4, *lines.shape[1:]), lines)
     factor[0] = lines[0]
     np.negative(lines[2], out=factor[1])
     np.add(outer, inner, out=factor[2])

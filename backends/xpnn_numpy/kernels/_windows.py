@@ -18,7 +18,7 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._planes import Planes, apart
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty, strided, whole
 
 Part = tuple[slice, ...]
 Block = tuple[slice, slice]
@@ -74,14 +74,14 @@ class Windows:
         """What lies under the windows of a block, run by run."""
         before, shape, strides, run = self.runs
         if 0 in shape:
-            return np.empty(0, self.image.dtype)
-        copied = np.ascontiguousarray(np.ndarray(shape, run, self.image, strides=strides)[(*before, *block)])
+            return empty((0,), self.image)
+        copied = whole(strided(self.image, shape, strides, run)[(*before, *block)])
         return copied.view(self.image.dtype)
 
     @staticmethod
     def factor(weight: Host) -> Host:
         """What columns are multiplied by, `(K·C, C_out)`."""
-        return np.ascontiguousarray(weight.reshape(len(weight), -1).T)
+        return whole(weight.reshape(len(weight), -1).T)
 
     def respond(self, columns: Host, factor: Host, y: Host) -> Host:
         """Fill a block of responses, and return it."""
@@ -101,7 +101,7 @@ class Windows:
         shape, strides = (len(dimage), *self.out, *self.kernel), self.places + self.taps
         if 0 in shape:
             return
-        under = np.ndarray(shape, dimage.dtype, dimage, strides=strides)[block]
+        under = strided(dimage, shape, strides, dimage.dtype)[block]
         for tap, share in zip(np.ndindex(*self.kernel[:-1]), shares, strict=True):
             read = under[(..., *tap, slice(None))]  # one tap of all windows touches no input twice
             read += share.reshape(read.shape)

@@ -10,7 +10,7 @@ import numpy as np
 from xpnn.ops import activation as standard
 from xpnn.ops._array import floats
 from xpnn.ops.activation import Result
-from xpnn_numpy.kernels._rows import Host, rectify
+from xpnn_numpy.kernels._rows import Host, empty, rectify, whole
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callable[..., tuple[Host | None, Host]]]:
     """See `xpnn.ops.add`."""
     standard.check_add(a, b)
-    y = np.add(a, b, out=np.empty(a.shape, a.dtype))
+    y = np.add(a, b, out=empty(a.shape, a))
     if relu:
         rectify(y, out=y)
     kept = y if relu else None
@@ -34,7 +34,7 @@ def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callab
 def relu(ops: Ops, x: Host) -> Result:
     """See `xpnn.ops.relu`."""
     floats("relu", x=x)
-    y = rectify(np.ascontiguousarray(x), np.empty(x.shape, x.dtype))
+    y = rectify(whole(x), empty(x.shape, x))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         return (np.multiply(dy, y > 0) if input_gradient else None,)

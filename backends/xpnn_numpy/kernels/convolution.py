@@ -19,14 +19,16 @@ from xpnn.ops import convolution as standard
 from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn_numpy.kernels._in_place import seen_in_place
-from xpnn_numpy.kernels._rows import Host, by_channel
+from xpnn_numpy.kernels._rows import Host, by_channel, empty, whole
 from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
 from xpnn_numpy.kernels._windows import Block, Part, Windows
+from xpnn_numpy.recording import unrecorded
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
 
+grouped = unrecorded(standard.conv)
 SMALL = 1 << 12
 """Values of `dy`, as many as the input has places, of which columns take less time than such a call for each tap."""
 
@@ -44,7 +46,7 @@ def conv(
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """See `xpnn.ops.conv`; with groups it is the standard body itself."""
     if groups != 1:
-        return standard.conv(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        return grouped(ops, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     _, w = standard.geometry("conv", x, weight, bias, stride, padding, dilation)
     return convolved(ops, x, weight, bias, w, lambda part, block: None, dense=bias is None)
 
@@ -60,9 +62,9 @@ def convolved(
     dense: bool,
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
-    x = np.ascontiguousarray(x)
+    x = whole(x)
     windows = windows_of(pad(x, w.pads), w, len(weight), keep=ops.backward)
-    factor, y = ops.made(weight, windows.factor), np.empty((len(x), *w.out, len(weight)), x.dtype)
+    factor, y = ops.made(weight, windows.factor), empty((len(x), *w.out, len(weight)), x)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
         windows.respond(windows.gather(block), factor, part)
@@ -73,7 +75,7 @@ def convolved(
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy = np.ascontiguousarray(dy)
+        dy = whole(dy)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
             return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
@@ -142,7 +144,7 @@ def of_dy(
     windows = windows_of(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n), x.shape[-1])
     windows = windows if dense else plain(windows)
     around = (slice(None), *(slice(None, None, -1) for _ in ones))
-    turned = np.ascontiguousarray(weight[around].swapaxes(0, -1))  # a kernel for each channel of x
+    turned = whole(weight[around].swapaxes(0, -1))  # a kernel for each channel of x
     factor, dx, dfactor = windows.factor(turned), np.empty_like(x) if wanted else None, None
     for block in windows.blocks(ops.column_bytes):
         columns = windows.gather(block)
@@ -166,7 +168,7 @@ def pad(x: Host, pads: Pads) -> Host:
     if not any(map(any, pads)):
         return x
     shape, borders, within = _border(x.shape, pads)
-    image = np.empty(shape, x.dtype)
+    image = empty(shape, x)
     for border in borders:  # it alone is cleared: the image is written once
         image[border] = 0
     image[within] = x

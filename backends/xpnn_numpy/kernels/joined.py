@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from xpnn.ops._window import Padding, Sizes, Window
 from xpnn.ops.convolution import geometry
 from xpnn_numpy.kernels._bands import Bands, banded
 from xpnn_numpy.kernels._planes import Planes
-from xpnn_numpy.kernels._rows import Host, by_channel, rectify
+from xpnn_numpy.kernels._rows import Host, by_channel, empty, rectify, whole, zeros
 from xpnn_numpy.kernels._taps import of_taps
 from xpnn_numpy.kernels._windows import Block
 from xpnn_numpy.kernels.activation import of_tanh
@@ -85,14 +85,14 @@ def conv_pool(
     """See `xpnn.ops.conv_pool`."""
     _, w = geometry("conv_pool", x, weight, bias, stride, padding, dilation)
     size = standard.pooled("conv_pool", w, pool).size
-    x = np.ascontiguousarray(x)
+    x = whole(x)
     c_out = len(weight)
     windows = windows_of(pad(x, w.pads), w, c_out, size, keep=ops.backward)
-    factor, y = ops.made(weight, windows.factor), np.empty((len(x), *windows.out, c_out), x.dtype)
+    factor, y = ops.made(weight, windows.factor), empty((len(x), *windows.out, c_out), x)
     won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
         part, columns = y[block], windows.gather(block)
-        phases = windows.respond(columns, factor, np.empty((prod(size), *part.shape), x.dtype))
+        phases = windows.respond(columns, factor, empty((prod(size), *part.shape), x))
         if ops.backward:
             won.append((block, _tournament(phases, part)))
         else:
@@ -104,11 +104,11 @@ def conv_pool(
         rectify(y, out=y)
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        d = np.multiply(dy, y > 0) if relu else np.ascontiguousarray(dy)
+        d = np.multiply(dy, y > 0) if relu else whole(dy)
         dbias = None if bias is None else ops.total(d, tuple(range(d.ndim - 1)))
         by_block = [(block, _prizes(rounds, d[block], prod(size))) for block, rounds in won]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
-            image = _unpooled(by_block, w, size, (len(x), c_out), x.dtype)
+            image = _unpooled(by_block, w, size, (len(x), c_out), x)
             return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
         dx = None
         if input_gradient:
@@ -145,9 +145,9 @@ def _averaged(
     ops: Ops, x: Host, weight: Host, bias: Host | None, w: Window, size: tuple[int, ...], tanh: bool
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution of one channel, activation and average, in bands."""
-    planes, bands = Planes(pad(np.ascontiguousarray(x), w.pads), w, size), ops.made(weight, Bands, w, size)
+    planes, bands = Planes(pad(whole(x), w.pads), w, size), ops.made(weight, Bands, w, size)
     n, places, c_out = len(x), prod(size), len(weight)
-    y, done = np.empty((n, *bands.out, c_out), x.dtype), list[tuple[Block, Host, Host]]()
+    y, done = empty((n, *bands.out, c_out), x), list[tuple[Block, Host, Host]]()
     for block in bands.blocks(n, ops.column_bytes):
         seen = planes.seen(block).reshape(prod(bands.reach), -1)
         active = bands.respond(seen)
@@ -162,7 +162,7 @@ def _averaged(
             done.append((block, seen, active))
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host | None]:
-        dy, dfactors, dbiases, by_block = np.ascontiguousarray(dy), [], [], []
+        dy, dfactors, dbiases, by_block = whole(dy), [], [], []
         for block, seen, active in done:
             d = np.divide(dy[block].reshape(-1, c_out).T, places, out=np.empty_like(active[0]))
             d = of_tanh(active, d) if tanh else np.multiply(d, active > 0)
@@ -185,7 +185,7 @@ def _tournament(phases: Host, y: Host) -> list[Host]:
     rounds, a = list[Host](), phases
     for players in _rounds(len(phases)):
         games, odd = divmod(players, 2)
-        winners = y[None] if players == 2 else np.empty((games + odd, *y.shape), y.dtype)
+        winners = y[None] if players == 2 else empty((games + odd, *y.shape), y)
         left, right = a[: 2 * games : 2], a[1 : 2 * games : 2]
         np.maximum(left, right, out=winners[:games])
         rounds.append(left >= right)
@@ -201,7 +201,7 @@ def _prizes(rounds: list[Host], d: Host, phases: int) -> Host:
     """The gradient of each phase from that of the maximum: the tournament backwards."""
     prizes = d[None]
     for players, won in zip(reversed(_rounds(phases)), reversed(rounds), strict=True):
-        games, shared = players // 2, np.empty((players, *d.shape), d.dtype)
+        games, shared = players // 2, empty((players, *d.shape), d)
         left, right = shared[: 2 * games : 2], shared[1 : 2 * games : 2]
         np.multiply(prizes[:games], won, out=left)
         np.subtract(prizes[:games], left, out=right)
@@ -228,18 +228,18 @@ def _laid_out(by_block: list[tuple[Block, Host]], size: tuple[int, ...]) -> Iter
     """Blocks of responses, each phase `(N, *out, C_out)` at its places."""
     for (samples, lines), d in by_block:
         ends = (m * p for m, p in zip(d.shape[2:-1], size, strict=True))
-        responses = np.empty((d.shape[1], *ends, d.shape[-1]), d.dtype)
+        responses = empty((d.shape[1], *ends, d.shape[-1]), d)
         for phase, place in zip(d, np.ndindex(*size), strict=True):
             responses[(slice(None), *(slice(a, None, p) for a, p in zip(place, size, strict=True)))] = phase
         yield (samples, slice(lines.start * size[0], lines.stop * size[0])), responses
 
 
 def _unpooled(
-    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], ends: tuple[int, int], dtype: Any
+    by_block: list[tuple[Block, Host]], w: Window, size: tuple[int, ...], ends: tuple[int, int], like: Host
 ) -> Host:
     """The gradient of the responses with its full padding, zero where the pool dropped one."""
     pads, (n, c_out) = full(w), ends
-    image = np.zeros((n, *(m + a + b for m, (a, b) in zip(w.out, pads, strict=True)), c_out), dtype)
+    image = zeros((n, *(m + a + b for m, (a, b) in zip(w.out, pads, strict=True)), c_out), like)
     kept = image[(slice(None), *(slice(a, a + m) for m, (a, _) in zip(_kept(w, size).out, pads, strict=True)))]
     for block, responses in _laid_out(by_block, size):
         kept[block] = responses

@@ -10,7 +10,7 @@ import numpy as np
 from xpnn.ops import linear as standard
 from xpnn.ops import unkept
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -23,7 +23,7 @@ def dense(
     standard.check(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     one = len(rows) == 1  # for which BLAS is quicker than a stack of matrices or a broadcast
-    y = np.dot(rows, weight.T) if one else multiply(rows, weight.T, np.empty((len(rows), len(weight)), x.dtype))
+    y = np.dot(rows, weight.T) if one else multiply(rows, weight.T, empty((len(rows), len(weight)), x))
     shape = y.shape
     if bias is not None:
         np.add(y, bias, out=y)
@@ -32,7 +32,7 @@ def dense(
         d = dy.reshape(shape)
         dx = None
         if input_gradient:
-            dx = (np.dot(d, weight) if one else multiply(d, weight, np.empty(rows.shape, x.dtype))).reshape(x.shape)
+            dx = (np.dot(d, weight) if one else multiply(d, weight, empty(rows.shape, x))).reshape(x.shape)
         dbias = None if bias is None else d[0].copy() if one else ops.total(d, 0)
         return dx, np.dot(d.T, rows) if one else multiply_across(d, rows), dbias
 

@@ -10,9 +10,12 @@ from xpnn.ops import loss as standard
 from xpnn.ops._array import floats
 from xpnn.ops.sums import BLOCK
 from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.recording import unrecorded
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
+
+any_labels = unrecorded(standard.softmax_cross_entropy)
 
 
 def softmax_cross_entropy(
@@ -35,9 +38,7 @@ def softmax_cross_entropy(
         hit = labels[..., None] == np.arange(logits.shape[-1])
         if np.count_nonzero(hit) == labels.size:
             return _looked_up(ops, logits, hit)
-    return standard.softmax_cross_entropy(
-        ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label
-    )
+    return any_labels(ops, logits, labels, class_weights, label_smoothing=label_smoothing, ignored_label=ignored_label)
 
 
 def _looked_up(ops: Ops, logits: Host, hit: Host) -> standard.Result:

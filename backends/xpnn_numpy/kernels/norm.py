@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import norm as standard
-from xpnn_numpy.kernels._rows import Host, by_channel, rectify
+from xpnn_numpy.kernels._rows import Host, by_channel, empty, rectify, whole
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
@@ -35,8 +35,8 @@ def batch_norm(
     if training:
         sums, n = ops.whole(ops.total(x, axes), here)
         mean = sums / max(n, 1)
-    centred, y = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    by_channel(np.subtract, np.ascontiguousarray(x), mean, out=centred)
+    centred, y = empty(x.shape, x), empty(x.shape, x)
+    by_channel(np.subtract, whole(x), mean, out=centred)
     if training:
         np.multiply(centred, centred, out=y)
         var = ops.whole(ops.total(y, axes), here)[0] / max(n, 1)
@@ -50,9 +50,9 @@ def batch_norm(
     kept = y if relu else None
 
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None, Host, Host, None, None]:
-        dy = np.ascontiguousarray(dy if kept is None else np.multiply(dy, kept > 0))
+        dy = whole(dy if kept is None else np.multiply(dy, kept > 0))
         product = np.multiply(dy, centred)
-        sums = np.empty((2, dy.shape[-1]), dy.dtype)  # at once: `np.stack` takes longer
+        sums = empty((2, dy.shape[-1]), dy)  # at once: `np.stack` takes longer
         sums[0], sums[1] = ops.total(dy, axes), ops.total(product, axes)
         dscale, dbias = sums[1] * inverse, sums[0]
         if not input_gradient:

@@ -12,10 +12,13 @@ import numpy as np
 from xpnn.ops import pool as standard
 from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
-from xpnn_numpy.kernels._rows import Host
+from xpnn_numpy.kernels._rows import Host, empty
+from xpnn_numpy.recording import unrecorded
 
 if TYPE_CHECKING:
     from xpnn.ops import Ops
+
+any_windows = unrecorded(standard.avg_pool)
 
 
 def avg_pool(
@@ -33,7 +36,7 @@ def avg_pool(
     floats("avg_pool", x=x)
     w = standard.pool_window("avg_pool", x.shape[1:-1], window, stride, padding, dilation, ceil_mode)
     if not w.tiles:
-        return standard.avg_pool(
+        return any_windows(
             ops, x, window=window, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
             count_include_pad=count_include_pad,
         )  # fmt: skip
@@ -52,7 +55,7 @@ def avg_pool(
             return (None,)
         dx = dy / whole
         for taps_of, _ in reversed(steps):
-            spread = np.empty(taps_of, dx.dtype)
+            spread = empty(taps_of, dx)
             spread[...] = dx.reshape(*taps_of[:-2], 1, taps_of[-1])
             dx = spread
         return (dx.reshape(shape),)

@@ -22,6 +22,7 @@ import numpy as np
 from xpnn.backend import standard_only
 from xpnn.layers.base import Layer, Run
 from xpnn.losses import Loss
+from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.optim import Optimizer
 from xpnn.random import Stream
@@ -55,6 +56,7 @@ class Executor:
         self.program = model if standard_only() else lower(model, paths)
         self.predictor, self.folds = (model, ()) if standard_only() else for_prediction(model, paths)
         self.shapes = {path: tuple(array.shape) for path, array in weights.items()}
+        self.stats = tuple(stats)
         self.constants = {name: backend.asarray(a, dtype) for name, a in loss.constants().items()}
 
     def load(self, host: HostState) -> State:
@@ -116,11 +118,23 @@ class Executor:
             The flat gradient of `scale` times the sum of the loss, the new statistics, the sum of the loss and
             the number of right answers.
         """
-        run = Run(self.backend.ops, training=True, draws=draws)
-        scores, stats, backward = self.program.apply(self._tree(state["weights"]), state["stats"], images, run)
-        loss, loss_backward = self.loss(self.backend.ops, scores, targets, self.constants)
+        return self._gradient(self.backend.ops, state["weights"], state["stats"], images, targets, draws, scale)
+
+    def _gradient(
+        self,
+        ops: Ops,
+        weights: Array,
+        stats: Mapping[str, Array],
+        images: Array,
+        targets: Array,
+        draws: Mapping[str, Array],
+        scale: Array,
+    ) -> tuple[Array, dict[str, Array], Array, Array]:
+        run = Run(ops, training=True, draws=draws)
+        scores, new, backward = self.program.apply(self._tree(weights), stats, images, run)
+        loss, loss_backward = self.loss(ops, scores, targets, self.constants)
         _, gradients = backward(loss_backward(scale)[0], input_gradient=False)
-        return self._flat_gradient(gradients), stats, loss, self._right(scores, targets, loss)
+        return self._flat_gradient(gradients), new, loss, self._right(scores, targets, loss)
 
     def evaluate(self, state: State, images: Array, targets: Array) -> Array:
         """The metrics of a batch, without training: `[sum of the loss, right answers, finite]`."""
