@@ -24,6 +24,7 @@ CASES = "tests/test_cases.py"
 CASE = CASES + "::test_results[numpy-{}]"  # one alone, where all of them would be compiled for it
 SHARED = "tests/backends/test_numpy_team.py::test_shared_work_gives_the_same_bits[{}]"
 EXECUTOR = "tests/backends/test_numpy_executor.py"
+RECORDING = "tests/backends/test_numpy_recording.py"
 GRAPHS = "tests/backends/test_cupy_executor.py"
 NETWORK = "tests/parity/test_network.py"
 
@@ -175,8 +176,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "NumPy's taps share with the wrong inputs": (
         "tests/backends/test_numpy_taps.py",
         "backends/xpnn_numpy/kernels/_taps.py",
-        "np.ascontiguousarray(taps_first).reshape",
-        "np.ascontiguousarray(taps_first[::-1]).reshape",
+        "whole(taps_first).reshape",
+        "whole(taps_first[::-1]).reshape",
     ),
     "the second of two pixels sees what the first does": (
         "tests/backends/test_numpy_taps.py",
@@ -355,8 +356,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "a lane's share of the gradient forgotten": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "                        g += gradients[path]",
-        "                        g[...] = gradients[path]",
+        "np.add(flat, done[0], out=flat), new,",
+        "done[0], new,",
     ),
     "ReLU dropped by the joined layer": (
         "tests/train/test_lowering.py",
@@ -379,8 +380,38 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "the last piece of a lane left out": (
         EXECUTOR,
         "backends/xpnn_numpy/executor.py",
-        "for start, stop in pairwise(cuts[i]):",
-        "for start, stop in list(pairwise(cuts[i]))[: max(1, len(cuts[i]) - 2)]:",
+        "            parts = list(pairwise(cuts[i]))",
+        "            parts = list(pairwise(cuts[i]))[: max(1, len(cuts[i]) - 2)]",
+    ),
+    "a recording played without proof": (
+        RECORDING + "::test_what_would_not_be_right_is_not_played",
+        "backends/xpnn_numpy/recording.py",
+        "return recording if all(_same(played, due) for played, due in results) else None",
+        "return recording",
+    ),
+    "a recording over the weights of another one": (
+        RECORDING + "::test_recordings_of_several_shapes_share_memory_and_harm_each_other_nowhere",
+        "backends/xpnn_numpy/recording.py",
+        "apart = Arena(weights.nbytes)",
+        "apart = arena",
+    ),
+    "an op of a recording loses its inputs before its backward": (
+        RECORDING + "::test_all_ops_can_be_recorded[float32-Residual-plain]",
+        "backends/xpnn_numpy/recording.py",
+        "backwards[0](d, **wanted), dy, *args)",
+        "backwards[0](d, **wanted), dy)",
+    ),
+    "sums of a recording begin where the last ones ended": (
+        RECORDING + "::test_played_it_gives_what_the_function_gives",
+        "backends/xpnn_numpy/recording.py",
+        "            recording.add(_plain(kept).fill, 0)\n",
+        "",
+    ),
+    "a gradient handed out that the next step overwrites": (
+        RECORDING + "::test_a_gradient_is_its_callers_own",
+        "backends/xpnn_numpy/executor.py",
+        "return np.array(_sum(flats)), *rest",
+        "return _sum(flats), *rest",
     ),
     "a layer's own fault taken for an inherited one": (
         NETWORK + "::test_float64_is_judged_in_its_own_units",

@@ -58,6 +58,8 @@ RECORDED_BYTES = 1 << 25
 Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
 """For each lane the flat gradient; the new statistics; for each the sum of the loss and of right answers."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+NO_WEIGHTS = np.empty(0)
+"""Those of predictions do not change: their recordings hold them."""
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
 
@@ -193,12 +195,12 @@ class PiecesExecutor(Executor):
         if predicting is None or predicting[0] is not weights:
             self._made.forget()
 
-            def predict(images: Array) -> list[Array]:
+            def predict(_: Array, images: Array) -> list[Array]:
                 return [self.predictor.apply(weights, stats, images, self._prediction)[0]]
 
             predicting = self._predicting = weights, Played(predict, RECORDED_BYTES)
         played = predicting[1]
-        return played(images)[0].copy() if self._small(images) else played.function(images)[0]
+        return played(NO_WEIGHTS, images)[0].copy() if self._small(images) else played.function(NO_WEIGHTS, images)[0]
 
     def _forget(self) -> None:
         """What predictions keep of a state."""

@@ -218,24 +218,25 @@ class Room:
 class Recording:
     """The calls that a function made of some arrays."""
 
-    def __init__(self, function: Function, arrays: Sequence[Any], arena: Arena) -> None:
+    def __init__(self, function: Function, weights: Any, arrays: Sequence[Any], arena: Arena) -> None:
         self.calls: list[Callable[[], Any]] = []
-        self.arena, self.last = arena, None
-        apart = Arena(arrays[0].nbytes)  # where other recordings write nothing
-        inputs = [self.keep(arrays[0], apart), *map(self.keep, arrays[1:])]
-        self.inputs: list[Any] = _plain(inputs)
+        self.arena, self.last = arena, weights
+        apart = Arena(weights.nbytes)  # where other recordings write nothing
+        inputs = [self.keep(weights, apart), *map(self.keep, arrays)]
+        self.weights, *self.inputs = _plain(inputs)
         self.outputs: list[Any] = _plain(list(function(*inputs)))
 
-    def play(self, arrays: Sequence[Any]) -> Sequence[Any]:
+    def play(self, weights: Any, arrays: Sequence[Any]) -> Sequence[Any]:
         """What the function would return; it is overwritten the next time.
 
         Raises:
             Diverged: it would not make the same calls.
         """
-        for i, (its, array) in enumerate(zip(self.inputs, arrays, strict=True)):
-            if i or array is not self.last:
-                np.copyto(its, array)
-        self.last = arrays[0]
+        if weights is not self.last:
+            np.copyto(self.weights, weights)
+            self.last = weights
+        for its, array in zip(self.inputs, arrays, strict=True):
+            np.copyto(its, array)
         for call in self.calls:
             call()
         return self.outputs
@@ -304,8 +305,8 @@ class Kept(threading.local):
 class Played:
     """A function of arrays that is recorded where such of the same shapes come again and again.
 
-    What it returns is overwritten by its next call on the same thread. The first array is one that nobody writes to: it
-    is not copied as long as it is the same object.
+    What it returns is overwritten by its next call on the same thread. Nobody writes to the weights, the first array:
+    the same object is not copied again.
 
     Args:
         function: see above.
@@ -315,26 +316,26 @@ class Played:
     def __init__(self, function: Function, size: int) -> None:
         self.function, self.kept = function, Kept(size)
 
-    def __call__(self, *arrays: Any) -> Sequence[Any]:
+    def __call__(self, weights: Any, *arrays: Any) -> Sequence[Any]:
         """The function's results."""
         found, shapes = self.kept.found, tuple([(array.shape, array.dtype) for array in arrays])
         known = found.get(shapes, 0)
         if isinstance(known, Recording):
             try:
-                return known.play(arrays)
+                return known.play(weights, arrays)
             except Diverged:
                 found[shapes] = None
         elif known is not None:
             if len(found) >= MOST_KEPT:
                 found.clear()
-            found[shapes] = known + 1 if known + 1 < REPEATED else self._recorded(arrays)
-        return self.function(*arrays)
+            found[shapes] = known + 1 if known + 1 < REPEATED else self._recorded(weights, arrays)
+        return self.function(weights, *arrays)
 
-    def _recorded(self, arrays: Sequence[Any]) -> Recording | None:
+    def _recorded(self, weights: Any, arrays: Sequence[Any]) -> Recording | None:
         try:
-            recording = Recording(self.function, arrays, self.kept.arena)
-            others = [_other(array) for array in arrays]
-            results = zip(recording.play(others), self.function(*others), strict=True)
+            recording = Recording(self.function, weights, arrays, self.kept.arena)
+            other, *others = (_other(array) for array in (weights, *arrays))
+            results = zip(recording.play(other, others), self.function(other, *others), strict=True)
             return recording if all(_same(played, due) for played, due in results) else None
         except Exception:  # of which the function itself will tell, if it is not one of recordings alone
             return None

@@ -85,10 +85,10 @@ def unrelated(a, b):
 
 @pytest.mark.parametrize("function", [into, summed, moved, picked, strided, decided, unrelated])
 def test_played_it_gives_what_the_function_gives(function):
-    made = Recording(function, [A, B], Arena(1 << 16))
+    made = Recording(function, A, [B], Arena(1 << 16))
     assert made.calls
     for a, b in [(OTHER_A, OTHER_B), (A, B), (OTHER_B, A)]:
-        played, expected = made.play([a, b]), function(a, b)
+        played, expected = made.play(a, [b]), function(a, b)
         assert len(played) == len(expected)
         for its, due in zip(played, expected, strict=True):
             assert its.dtype == due.dtype
@@ -112,13 +112,13 @@ def test_played_it_gives_what_the_function_gives(function):
 )
 def test_what_cannot_be_written_down_is_an_error(function):
     with pytest.raises(NotRecordable):
-        Recording(function, [A.copy(), B], Arena(1 << 16))
+        Recording(function, A.copy(), [B], Arena(1 << 16))
 
 
 def test_another_decision_than_the_recorded_one():
-    made = Recording(decided, [A, B], Arena(1 << 16))
+    made = Recording(decided, A, [B], Arena(1 << 16))
     with pytest.raises(Diverged):
-        made.play([np.zeros_like(A), B])
+        made.play(np.zeros_like(A), [B])
 
 
 class Counted:
@@ -257,14 +257,14 @@ def test_all_ops_can_be_recorded(case, dtype):
     def function(dy, *arrays):
         return list(results(case, RECORDED, placed.arrays | dict(zip(given, arrays, strict=True)), dy).values())
 
-    arrays = [placed.dy, *given.values()]
-    others = [recording._other(a) for a in arrays]
-    made = Recording(function, arrays, Arena(1 << 24))
+    dy, *arrays = placed.dy, *given.values()
+    other, *others = map(recording._other, (dy, *arrays))
+    made = Recording(function, dy, arrays, Arena(1 << 24))
     if case.name.endswith("labels-out-of-range"):
         with pytest.raises(Diverged):
-            made.play(others)
-        others = arrays
-    for its, due in zip(made.play(others), function(*others), strict=True):
+            made.play(other, others)
+        other, others = dy, arrays
+    for its, due in zip(made.play(other, others), function(other, *others), strict=True):
         np.testing.assert_array_equal(its, due)
 
 
@@ -347,6 +347,18 @@ def test_layers_of_somebodys_own_are_not_recorded(monkeypatch):
     monkeypatch.setattr(executor, "RECORDED_BYTES", 8 * 250 * 4)  # more weights are copied too long
     trainer, _ = trained(Sequential([Flatten(), Dense(10)]), 4, (5, 5, 1), 4)
     assert not trainer.executor.recordable
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_was_written_into_the_same_images_is_seen():
+    trainer, _ = trained(Sequential([Flatten(), Dense(10)]), 4, (5, 5, 1), 4)
+    x = normal(4, 5, 5, 1)
+    for _ in range(4):
+        shown = trainer.predict(x)
+    assert recordings(trainer.executor._predicting[1])
+    x *= 2
+    twice = trainer.predict(x)
+    np.testing.assert_allclose(twice - shown, shown - trainer.predict(0 * x), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("plain")
