@@ -23,7 +23,7 @@ import numpy as np
 
 from xpnn.layers.base import Layer, Run
 from xpnn.layers.containers import Container
-from xpnn.ops import Ops, names
+from xpnn.ops import Ops
 from xpnn.ops._array import Array
 from xpnn.ops._made import Once
 from xpnn.optim import SGD
@@ -53,6 +53,8 @@ Cuts = tuple[int, ...]
 PIECE_BYTES, PLAYED_BYTES = 1 << 23, 3 << 19
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it. And of one
 that is played (`recording`): with less between its calls it may be smaller."""
+UNRECORDED = ("col2im", "conv_transpose", "gelu", "huber", "max_pool")
+"""Ops whose standard body a recording cannot hold (see there)."""
 RECORDED_BYTES = 1 << 25
 """Of all arrays of a recording, at the most."""
 Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
@@ -217,8 +219,8 @@ class PiecesExecutor(Executor):
 
     @cached_property
     def _kernels(self) -> dict[str, Callable[..., Any]]:
-        """The kernels, with all other ops as single calls of a recording."""
-        return {name: unrecorded(getattr(Ops, name)) for name in names()} | dict(self.backend.kernels)
+        """The kernels, and as single calls the ops that are not written for a recording."""
+        return {name: unrecorded(getattr(Ops, name)) for name in UNRECORDED} | dict(self.backend.kernels)
 
     def scores(
         self,

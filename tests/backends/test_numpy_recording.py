@@ -12,12 +12,12 @@ import xpnn
 from xpnn import models
 from xpnn.layers import Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, ReLU, Sequential
 from xpnn.losses import CrossEntropy
-from xpnn.ops import Ops, names
+from xpnn.ops import Ops
 from xpnn.parity import CASES, Placed
 from xpnn.parity.sides import results
 from xpnn.random import Stream
 
-RECORDED = Ops({name: unrecorded(getattr(Ops, name)) for name in names()} | dict(KERNELS))
+RECORDED = Ops({name: unrecorded(getattr(Ops, name)) for name in executor.UNRECORDED} | dict(KERNELS))
 
 
 def normal(*shape, key="x"):

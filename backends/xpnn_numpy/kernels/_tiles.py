@@ -29,10 +29,12 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._in_place import beginnings, interleaved
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
-from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks
+from xpnn_numpy.kernels._rows import Host, empty, whole
+from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks, borders_of
 
-LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 256, 8_000_000
+SUMS = ((0, np.subtract, 2), (1, np.subtract, 3), (1, np.add, 2), (2, np.subtract, 1))
+"""Of the lines d, for each of the products."""
+LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 64, 2_000_000
 """Channels, outputs and multiply-adds of the plain sum, from which on the maps take less time than they save."""
 
 
@@ -50,11 +52,11 @@ def tiled(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int) -> bool:
 
 
 class Tiles:
-    """The windows of a contiguous, padded image, two lines of outputs at a time; used as `Windows` are.
+    """The windows of a contiguous image, two lines of outputs at a time; used as `Windows` are.
 
-    Columns and factors are stacks of four, one for each product. With a `pool`, the two lines are those of its windows,
-    and its phases along the other axes are stacked before them. Without one, windows may be seen `in_place`: the sums
-    themselves are what is gathered then, `(4, n, pairs, width, C)`.
+    Its padding is in the sums alone. Columns and factors are stacks of four, one for each product. With a `pool`, the two
+    lines are those of its windows, and its phases along the other axes are stacked before them. Without one, windows may
+    be seen `in_place`: the sums themselves are what is gathered then, `(4, n, pairs, width, C)`.
     """
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...], *, in_place: bool = False) -> None:
@@ -69,7 +71,7 @@ class Tiles:
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or two lines of one sample."""
         if self.in_place:
-            values = 4 * prod(self.image.shape[2:])
+            values = 4 * prod(self.w.padded[1:]) * self.channels
         else:
             values = 4 * prod(self.w.out[1:]) * prod(self.w.size[1:]) * self.channels
         line = values * self.image.itemsize
@@ -78,23 +80,43 @@ class Tiles:
 
     def gather(self, block: Block) -> Host:
         """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place."""
-        upper, lower = self._under(self.image, block)
-        d1, d2 = upper[:, :, 1], lower[:, :, 0]
-        sums = empty((4, *d1.shape), d1)
-        np.subtract(upper, lower, out=_paired(sums[:2]))
-        np.add(d1, d2, out=sums[2])
-        np.subtract(d2, d1, out=sums[3])
+        sums, within = self._room(block)
+        lines = self._under(self.image, block)
+        for total, (i, f, j) in zip(within, SUMS, strict=True):
+            _add(f, lines[i], lines[j], total)
         if self.in_place:
             return sums
         windows = self._beside(sums)
         return windows.gather(EVERY).reshape(self.phases, 4, -1, windows.length)
 
-    def _under(self, image: Host, block: Block) -> tuple[Host, Host]:
-        """The upper and the lower two of the four lines under each pair of responses, `(n, pairs, 2, …)`."""
+    def _room(self, block: Block) -> tuple[Host, Host]:
+        """For the sums of a block, `(4, n, pairs, …, C)`, with zeros for padding along the other axes; and within."""
+        samples, first, last = self._pairs(block)
+        stacks, lines = (4, samples.stop - samples.start, last - first), self.image.shape[2:]
+        shape, borders, within = borders_of((prod(stacks), *lines), self.w.pads[1:])
+        sums = empty(shape, self.image)
+        for beside in borders:
+            sums[beside] = 0
+        return sums.reshape(*stacks, *shape[1:]), sums[within].reshape(*stacks, *lines)
+
+    def _pairs(self, block: Block) -> tuple[slice, int, int]:
         samples, lines = block
-        image = image[samples, lines.start * self.each : lines.stop * self.each + 2]
-        pairs = image.reshape(len(image), -1, 2, *image.shape[2:])
-        return pairs[:, :-1], pairs[:, 1:]
+        return samples, lines.start * self.each // 2, lines.stop * self.each // 2
+
+    def _under(self, image: Host, block: Block) -> list[tuple[int, Host]]:
+        """Of the four lines under each pair of responses, one after the other: the first pair with one, and the lines.
+
+        Before it, and after the last line, there is padding.
+        """
+        samples, first, last = self._pairs(block)
+        (before, _), size = self.w.pads[0], self.w.n[0]
+        found = []
+        for k in range(4):
+            low = min(max(first, -(-(before - k) // 2)), last)
+            high = max(low, min(last, (size - 1 + before - k) // 2 + 1))
+            at = max(2 * low - before + k, 0)
+            found.append((low - first, image[samples, at : at + 2 * (high - low) : 2]))
+        return found
 
     def _beside(self, sums: Host) -> Windows:
         """The windows along the other axes."""
@@ -182,18 +204,29 @@ class Tiles:
         d = self._products(dy)
         d = d.reshape(*d.shape[:2], -1, d.shape[-1])
         dcolumns = multiply(d, by_tap, empty((len(by_tap), *d.shape[:-1], self.channels), d))
-        upper, lower = self._under(dimage, block)
-        d1, d2 = upper[:, :, 1], lower[:, :, 0]
-        sums = zeros((4, *d1.shape), d)
+        sums, within = self._room(block)
+        sums[...] = 0
         windows = self._beside(sums)
         windows.add_up(dcolumns, EVERY, windows.image)
-        outer = _paired(sums[:2])
-        upper += outer
-        lower -= outer
-        d1 += sums[2]
-        d1 -= sums[3]
-        d2 += sums[2]
-        d2 += sums[3]
+        lines = self._under(dimage, block)
+        for total, (i, f, j) in zip(within, SUMS, strict=True):
+            for k, add in ((i, np.add), (j, f)):
+                low, line = lines[k]
+                add(line, total[:, low : low + line.shape[1]], out=line)
+
+
+def _add(f: np.ufunc, a: tuple[int, Host], b: tuple[int, Host], out: Host) -> None:
+    """`f` of two of the lines under each pair, where padding is zero."""
+    (i, a_lines), (j, b_lines) = a, b
+    low, high = max(i, j), min(i + a_lines.shape[1], j + b_lines.shape[1])
+    f(a_lines[:, low - i : high - i], b_lines[:, low - j : high - j], out=out[:, low:high])
+    for pair in (*range(low), *range(max(low, high), out.shape[1])):
+        if i <= pair < i + a_lines.shape[1]:
+            out[:, pair] = a_lines[:, pair - i]
+        elif j <= pair < j + b_lines.shape[1]:
+            f(0, b_lines[:, pair - j], out=out[:, pair])
+        else:
+            out[:, pair] = 0
 
 
 def _mapped(lines: Host) -> Host:
@@ -205,11 +238,6 @@ def _mapped(lines: Host) -> Host:
     np.add(outer, inner, out=factor[2])
     np.subtract(outer, inner, out=factor[3])
     return factor
-
-
-def _paired(two: Host) -> Host:
-    """Two stacks of lines as `(n, pairs, 2, …)`; `np.moveaxis` takes ten times as long."""
-    return two.transpose(1, 2, 0, *range(3, two.ndim))
 
 
 @lru_cache(maxsize=4096)

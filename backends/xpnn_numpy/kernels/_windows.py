@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xpnn.ops._window import Window
+from xpnn.ops._window import Pads, Window
 from xpnn_numpy.kernels._planes import Planes, apart
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host, empty, strided, whole
@@ -158,3 +158,28 @@ def _runs(
         ends = len(outputs) - along
         before, shape, strides = every * (len(kernel) + len(pool)), kernel + outputs[:ends], taps + places[:ends]
     return before, shape, strides, np.dtype((np.void, run * dtype.itemsize)) if run > 1 else dtype
+
+
+def pad(x: Host, pads: Pads) -> Host:
+    """`x` with zeros around it, contiguous; itself where there are none."""
+    if not any(map(any, pads)):
+        return x
+    shape, borders, within = borders_of(x.shape, pads)
+    image = empty(shape, x)
+    for border in borders:  # it alone is cleared: the image is written once
+        image[border] = 0
+    image[within] = x
+    return image
+
+
+@lru_cache(maxsize=4096)
+def borders_of(shape: tuple[int, ...], pads: Pads) -> tuple[tuple[int, ...], list[Part], Part]:
+    """The shape of a padded image, and where in it the padding and the image are."""
+    padded, borders = [shape[0]], list[Part]()
+    within: Part = (slice(None),)
+    for m, (a, b) in zip(shape[1:-1], pads, strict=True):
+        cuts = [slice(0, a), slice(a + m, a + m + b)] if (a, b) != (1, 1) else [slice(0, None, m + 1)]  # both at once
+        borders += [(*within, cut) for cut in cuts if cut.stop is None or cut.start < cut.stop]
+        within = *within, slice(a, a + m)
+        padded.append(m + a + b)
+    return (*padded, shape[-1]), borders, within

@@ -22,7 +22,7 @@ from xpnn_numpy.kernels._in_place import seen_in_place
 from xpnn_numpy.kernels._rows import Host, by_channel, empty, whole
 from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
-from xpnn_numpy.kernels._windows import Block, Part, Windows
+from xpnn_numpy.kernels._windows import Block, Windows, pad
 from xpnn_numpy.recording import unrecorded
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def convolved(
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = whole(x)
-    windows = windows_of(pad(x, w.pads), w, len(weight), keep=ops.backward)
+    windows = windows_of(x, w, len(weight), keep=ops.backward)
     factor, y = ops.made(weight, windows.factor), empty((len(x), *w.out, len(weight)), x)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
@@ -78,7 +78,7 @@ def convolved(
         dy = whole(dy)
         dbias = None if bias is None else ops.total(dy, tuple(range(dy.ndim - 1)))
         if kept is None:
-            return *of_dy(ops, pad(dy, full(w)), w, weight, input_gradient, x, dense=dense), dbias
+            return *of_dy(ops, dy, full(w), w, weight, input_gradient, x, dense=dense), dbias
         same = kept if dense else plain(kept)
         dx = None
         if input_gradient:
@@ -89,18 +89,18 @@ def convolved(
     return y, backward if ops.backward else unkept
 
 
-def windows_of(
-    image: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, keep: bool = False
-) -> Windows | Tiles:
-    """The windows of a padded image: in tiles where that is quicker."""
-    if tiled(w, pool, len(image), image.shape[-1], c_out):
-        return Tiles(image, w, pool, in_place=not pool and seen_in_place(w, c_out))
-    return Windows(image, w, pool, keep=keep)
+def windows_of(x: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, keep: bool = False) -> Windows | Tiles:
+    """The windows of an image: in tiles where that is quicker."""
+    if tiled(w, pool, len(x), x.shape[-1], c_out):
+        return Tiles(x, w, pool, in_place=not pool and seen_in_place(w, c_out))
+    return Windows(pad(x, w.pads), w, pool, keep=keep)
 
 
 def plain(windows: Windows | Tiles) -> Windows:
     """The windows without tiles, for the gradient of the weights where `dy` may be sparse (see `_tiles`)."""
-    return Windows(windows.image, windows.w, windows.pool) if isinstance(windows, Tiles) else windows
+    if not isinstance(windows, Tiles):
+        return windows
+    return Windows(pad(windows.image, windows.w.pads), windows.w, windows.pool)
 
 
 def of_columns(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: Host) -> Host:
@@ -115,7 +115,7 @@ def of_columns(windows: Windows | Tiles, dy: list[tuple[Block, Host]], weight: H
 def of_responses(dy: Iterable[tuple[Block, Host]], windows: Windows | Tiles, weight: Host) -> Host:
     """The gradient of the input from those of blocks of responses, each tap's share added up where it was read."""
     if isinstance(windows, Tiles):
-        return windows.spread(dy, weight)[inner(windows.w)]
+        return windows.spread(dy, weight)
     return of_taps(dy, windows.w, weight, len(windows.image))[inner(windows.w)]
 
 
@@ -137,11 +137,11 @@ def suits(w: Window, n: int, channels: int, c_out: int, responses: int) -> bool:
 
 
 def of_dy(
-    ops: Ops, image: Host, w: Window, weight: Host, wanted: bool, x: Host, *, dense: bool
+    ops: Ops, dy: Host, pads: Pads, w: Window, weight: Host, wanted: bool, x: Host, *, dense: bool
 ) -> tuple[Host | None, Host]:
-    """The gradients of the input (or None) and of the weights, from `dy` fully padded, which may have many zeros."""
+    """The gradients of the input (or None) and of the weights, from `dy` and its padding, which may have many zeros."""
     ones = (1,) * len(w.size)
-    windows = windows_of(image, Window(image.shape[1:-1], w.size, ones, w.dilation, (), w.n), x.shape[-1])
+    windows = windows_of(dy, Window(dy.shape[1:-1], w.size, ones, w.dilation, pads, w.n), x.shape[-1])
     windows = windows if dense else plain(windows)
     around = (slice(None), *(slice(None, None, -1) for _ in ones))
     turned = whole(weight[around].swapaxes(0, -1))  # a kernel for each channel of x
@@ -161,30 +161,6 @@ def full(w: Window) -> tuple[tuple[int, int], ...]:
     """The padding of `dy` with which its convolution has the size of `x`."""
     reach = [d * (k - 1) for d, k in zip(w.dilation, w.size, strict=True)]
     return tuple((r - a, r - b) for r, (a, b) in zip(reach, w.pads, strict=True))
-
-
-def pad(x: Host, pads: Pads) -> Host:
-    """`x` with zeros around it, contiguous; itself where there are none."""
-    if not any(map(any, pads)):
-        return x
-    shape, borders, within = _border(x.shape, pads)
-    image = empty(shape, x)
-    for border in borders:  # it alone is cleared: the image is written once
-        image[border] = 0
-    image[within] = x
-    return image
-
-
-@lru_cache(maxsize=4096)
-def _border(shape: tuple[int, ...], pads: Pads) -> tuple[tuple[int, ...], list[Part], Part]:
-    """The shape of a padded image, and where in it the padding and the image are."""
-    padded, borders = [shape[0]], list[Part]()
-    within: Part = (slice(None),)
-    for m, (a, b) in zip(shape[1:-1], pads, strict=True):
-        borders += [(*within, cut) for cut in (slice(0, a), slice(a + m, a + m + b)) if cut.start < cut.stop]
-        within = *within, slice(a, a + m)
-        padded.append(m + a + b)
-    return (*padded, shape[-1]), borders, within
 
 
 def inner(w: Window) -> tuple[slice, ...]:

@@ -21,7 +21,7 @@ from xpnn_numpy.kernels._bands import Bands, banded
 from xpnn_numpy.kernels._planes import Planes
 from xpnn_numpy.kernels._rows import Host, by_channel, empty, rectify, whole, zeros
 from xpnn_numpy.kernels._taps import of_taps
-from xpnn_numpy.kernels._windows import Block
+from xpnn_numpy.kernels._windows import Block, pad
 from xpnn_numpy.kernels.activation import of_tanh
 from xpnn_numpy.kernels.convolution import (
     convolved,
@@ -30,7 +30,6 @@ from xpnn_numpy.kernels.convolution import (
     of_columns,
     of_dy,
     of_responses,
-    pad,
     plain,
     suits,
     windows_of,
@@ -87,7 +86,7 @@ def conv_pool(
     size = standard.pooled("conv_pool", w, pool).size
     x = whole(x)
     c_out = len(weight)
-    windows = windows_of(pad(x, w.pads), w, c_out, size, keep=ops.backward)
+    windows = windows_of(x, w, c_out, size, keep=ops.backward)
     factor, y = ops.made(weight, windows.factor), empty((len(x), *windows.out, c_out), x)
     won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
@@ -109,7 +108,8 @@ def conv_pool(
         by_block = [(block, _prizes(rounds, d[block], prod(size))) for block, rounds in won]
         if suits(w, len(x), x.shape[-1], c_out, prod(size) * prod(windows.out)):
             image = _unpooled(by_block, w, size, (len(x), c_out), x)
-            return *of_dy(ops, image, w, weight, input_gradient, x, dense=False), dbias
+            none = ((0, 0),) * len(size)
+            return *of_dy(ops, image, none, w, weight, input_gradient, x, dense=False), dbias
         dx = None
         if input_gradient:
             dx = of_responses(_laid_out(by_block, size), windows.for_shares(_kept(w, size)), weight)
