@@ -171,7 +171,8 @@ class PiecesExecutor(Executor):
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n = len(images)
-        pieces = max(self._lanes_of(n, LEAST_PREDICTED), _pieces(n, self._most())) if self.divisible else 1
+        lanes = self._lanes_of(n, LEAST_PREDICTED)
+        pieces = -(-_pieces(n, self._most()) // lanes) * lanes if self.divisible else 1  # as many for each
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return super()._scores(state, images)
