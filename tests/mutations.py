@@ -5,16 +5,18 @@ NumPy, against the copy: it must fail. On an unchanged copy the tests that faile
 """
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 COMPILED = ""  # kernels, as XPNN_KERNELS calls them
@@ -586,12 +588,14 @@ def main(names: list[str]) -> int:
     chosen = {name: MUTATIONS[name] for name in names or MUTATIONS}
     if not find_spec("numba"):  # nothing is compiled, so nothing can be noticed
         chosen = {name: row for name, row in chosen.items() if kernels_of(row) != COMPILED}
-    with ThreadPoolExecutor(2) as pool:
-        results = dict(zip(chosen, pool.map(caught_by, chosen.values()), strict=True))
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["numpy", "pytest"])  # which take a second, and are not xpnn's
+    with fresh.Pool(2, maxtasksperchild=1) as pool:
+        results = dict(zip(chosen, pool.map(caught_by, chosen.values(), chunksize=1), strict=True))
         tests = {kernels: set[str]() for kernels in ("plain", COMPILED)}
         for name, (test, _) in results.items():
             tests[kernels_of(chosen[name])] |= {test} - {""}
-        untouched = list(pool.map(passes, tests.values(), tests))
+        untouched = pool.starmap(passes, [(given, kernels) for kernels, given in tests.items()], chunksize=1)
     for name, (test, tail) in results.items():
         print(f"ok   {name}: caught by {test}" if test else f"BAD  {name}: passes\n{tail}")
     for kernels, (good, tail) in zip(tests, untouched, strict=True):
@@ -636,17 +640,16 @@ def copied() -> Iterator[Path]:
 
 
 def run(copy: Path, tests: list[str], kernels: str) -> tuple[int, str]:
-    """Run tests against a copy: pytest's exit status and the end of what it said."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(copy / part) for part in ("src", "backends")),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "XPNN_THREADS": "1",
-        "XPNN_KERNELS": kernels,
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "--backend", "numpy", "-o", f"cache_dir={copy / 'cache'}", *tests]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return done.returncode, "\n".join(done.stdout.splitlines()[-15:]) + done.stderr[-2000:]
+    """Run tests against a copy, in this process, of which nothing else is asked: pytest's status, its last words."""
+    paths = [str(copy / part) for part in ("src", "backends")]
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(paths), PYTHONDONTWRITEBYTECODE="1", XPNN_THREADS="1", XPNN_KERNELS=kernels
+    )
+    sys.path[:0], sys.dont_write_bytecode = paths, True
+    os.chdir(ROOT)
+    with redirect_stdout(StringIO()) as said:
+        status = pytest.main(["-q", "--backend", "numpy", "-o", f"cache_dir={copy / 'cache'}", *tests])
+    return int(status), "\n".join(said.getvalue().splitlines()[-15:])
 
 
 if __name__ == "__main__":

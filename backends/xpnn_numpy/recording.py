@@ -42,7 +42,7 @@ UNSEEN = (
     "__complex__ __contains__ __float__ __index__ __int__"
 )
 """Methods with which values are read or written past the recording."""
-WITH_OUT = (np.dot, np.concatenate, np.stack)
+WITH_OUT = (np.dot, np.concatenate, np.stack, np.argmax)
 """Functions that are made for it."""
 
 

@@ -17,8 +17,6 @@ LONG, MOST = 1 << 10, 1 << 14
 for it copies what has shorter runs through these."""
 FEW = 256
 """Pixels up to which a run of NumPy's for each takes less long than to repeat channels, anew, along a longer one."""
-FEW_VALUES = 1 << 12
-"""Up to which a maximum with a number takes no longer than one with zeros."""
 
 
 def empty(shape: tuple[int, ...], like: Host, dtype: Any = None) -> Host:
@@ -81,8 +79,8 @@ def repeated(row: Host, times: int) -> Host:
 
 
 def rectify(x: Host, out: Host) -> Host:
-    """`max(x, 0)`: of many values against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
-    if x.size < FEW_VALUES:
+    """`max(x, 0)` against a row of zeros, for NumPy has no fast loop for a maximum with a number."""
+    if not x.shape or not x.size:
         return np.maximum(x, 0, out=out)
     row = np.zeros(_pixels(x.shape) * x.shape[-1], x.dtype)
     np.maximum(x.reshape(-1, len(row)), row, out=out.reshape(-1, len(row)))

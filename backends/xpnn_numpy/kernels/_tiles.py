@@ -54,9 +54,9 @@ def tiled(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int) -> bool:
 class Tiles:
     """The windows of a contiguous image, two lines of outputs at a time; used as `Windows` are.
 
-    Its padding is in the sums alone. Columns and factors are stacks of four, one for each product. With a `pool`, the two
-    lines are those of its windows, and its phases along the other axes are stacked before them. Without one, windows may
-    be seen `in_place`: the sums themselves are what is gathered then, `(4, n, pairs, width, C)`.
+    Padding is in the sums alone. Columns and factors are stacks of four, one for each product. With a `pool`, the two
+    lines are those of its windows, and its phases along the other axes are stacked before them. Without one, windows
+    may be seen `in_place`: the sums themselves are what is gathered then, `(4, n, pairs, width, C)`.
     """
 
     def __init__(self, image: Host, w: Window, pool: tuple[int, ...], *, in_place: bool = False) -> None:
