@@ -394,8 +394,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "a recording over the weights of another one": (
         RECORDING + "::test_recordings_of_several_shapes_share_memory_and_harm_each_other_nowhere",
         "backends/xpnn_numpy/recording.py",
-        "apart = Arena(weights.nbytes)",
-        "apart = arena",
+        "Room(recording, self.arena, self.arena.take(self.array.nbytes)).array(self.array)",
+        "recording.keep(self.array)",
     ),
     "an op of a recording loses its inputs before its backward": (
         RECORDING + "::test_all_ops_can_be_recorded[float32-Residual-plain]",

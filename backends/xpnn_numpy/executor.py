@@ -53,10 +53,10 @@ Cuts = tuple[int, ...]
 PIECE_BYTES, PLAYED_BYTES = 1 << 23, 3 << 19
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it. And of one
 that is played (`recording`): with less between its calls it may be smaller."""
-UNRECORDED = ("col2im", "conv_transpose", "gelu", "huber", "max_pool")
+UNRECORDED = ("binary_cross_entropy", "col2im", "conv_transpose", "gelu", "huber", "max_pool")
 """Ops whose standard body a recording cannot hold (see there)."""
-RECORDED_BYTES = 1 << 25
-"""Of all arrays of a recording, at the most."""
+FEW_WEIGHTS = 1 << 22
+"""Bytes: more weights are copied too long, for each piece, to make pieces small."""
 Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
 """For each lane the flat gradient; the new statistics; for each the sum of the loss and of right answers."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -172,7 +172,7 @@ class PiecesExecutor(Executor):
         """As the plain one, piece by piece."""
         n = len(images)
         lanes = self._lanes_of(n, LEAST_PREDICTED)
-        pieces = -(-_pieces(n, self._most()) // lanes) * lanes if self.divisible else 1  # as many for each
+        pieces = min(-(-_pieces(n, self._most()) // lanes) * lanes, max(n, 1)) if self.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return super()._scores(state, images)
@@ -201,7 +201,7 @@ class PiecesExecutor(Executor):
             def predict(_: Array, images: Array) -> list[Array]:
                 return [self.predictor.apply(weights, stats, images, self._prediction)[0]]
 
-            predicting = self._predicting = weights, Played(predict, RECORDED_BYTES)
+            predicting = self._predicting = weights, Played(predict)
         played = predicting[1]
         return played(NO_WEIGHTS, images)[0].copy() if self._small(images) else played.function(NO_WEIGHTS, images)[0]
 
@@ -377,12 +377,11 @@ class PiecesExecutor(Executor):
         *,
         sole: bool,
     ) -> tuple[Array, dict[str, Array], Array, Array]:
-        """As `gradient`, played where it is small; a `sole` gradient is then overwritten by the next one."""
+        """As `_gradient`, played where it is small: a `sole` gradient is then overwritten by the next one here."""
         if not self._small(images):
             return self._gradient(self.backend.ops, weights, stats, images, targets, draws, scale)
-        flat, loss, right, *new = self._played(
-            weights, images, targets, np.asarray(scale, self.dtype), *stats.values(), *draws.values()
-        )
+        others = *(stats[path] for path in self.stats), *(draws[draw.path] for draw in self.draws)
+        flat, loss, right, *new = self._played(weights, images, targets, np.asarray(scale, self.dtype), *others)
         its = {path: stat.copy() for path, stat in zip(self.stats, new, strict=True)}
         return flat if sole else flat.copy(), its, loss[()], right[()]
 
@@ -403,14 +402,17 @@ class PiecesExecutor(Executor):
             )
             return [flat, loss, right, *(new[path] for path in self.stats)]
 
-        return Played(step, RECORDED_BYTES)
+        return Played(step)
 
     @cached_property
     def recordable(self) -> bool:
-        """Whether pieces are played: those of few weights, where all that computes is xpnn's own, and NumPy's calls."""
+        """Whether pieces are played: those of few weights, where all that computes is xpnn's own, and NumPy's calls.
+
+        An optimizer of somebody's own might keep a gradient, which the next step overwrites.
+        """
         own = _of_xpnn(self.loss) and _of_xpnn(self.optimizer) and _ours(self.model)
         weights = sum(map(prod, self.shapes.values())) * np.dtype(self.dtype).itemsize
-        return own and self._plain and weights <= RECORDED_BYTES // 8
+        return own and self._plain and weights <= FEW_WEIGHTS
 
     @property
     def _plain(self) -> bool:

@@ -24,18 +24,22 @@ import mmap
 import threading
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from xpnn.ops import unkept
+
 Function = Callable[..., Sequence[Any]]
 Op = TypeVar("Op", bound=Callable[..., Any])
-REPEATED, MOST_KEPT = 8, 32
-"""The call with arrays of the same shapes that is recorded, which takes as long as some of them; how many shapes."""
-LINE = 64
-"""Bytes."""
+REPEATED = 8
+"""The call with arrays of the same shapes that is recorded: to record takes as long as some calls."""
+MOST_KEPT = 32
+"""Shapes of which a function has recordings on a thread."""
+SIZE, LINE = 1 << 25, 64
+"""Bytes that the arrays of a recording may take, its weights aside, and of a line of the cache, where each begins."""
 UNSEEN = (
     "argmax argmin argpartition argsort byteswap choose compress conj conjugate cumprod cumsum diagonal dot dump dumps "
     "fill flatten item nonzero partition put ravel repeat resize searchsorted sort take tobytes tofile tolist trace "
@@ -43,7 +47,7 @@ UNSEEN = (
 )
 """Methods with which values are read or written past the recording."""
 WITH_OUT = (np.dot, np.concatenate, np.stack, np.argmax)
-"""Functions that are made for it."""
+"""Functions that take `out=`."""
 
 
 class NotRecordable(Exception):
@@ -76,12 +80,10 @@ class Recorded(np.ndarray[Any, Any]):
         call = ufunc if method == "__call__" else getattr(ufunc, method)
         if out is None:
             result = recording.keep(call(*given, **options))
-        elif isinstance(out[0], Recorded):
-            result = out[0]
-            call(*given, out=_plain(result), **options)
         else:
-            raise NotRecordable(f"{ufunc.__name__} into an array that was not made like one of the recording's")
-        if method == "__call__" and ufunc not in (np.maximum, np.minimum):
+            result = _checked(ufunc, out[0])
+            call(*given, out=_plain(result), **options)
+        if method == "__call__" and ufunc not in (np.maximum, np.minimum):  # which take no third array any more
             recording.add(call, *given, _plain(result), **options)  # which NumPy comes to sooner than to `out=`
         else:
             recording.add(call, *given, out=_plain(result), **options)
@@ -89,6 +91,8 @@ class Recorded(np.ndarray[Any, Any]):
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
         recording, given, out, options = self.room.recording, _plain(args), options.get("out"), _plain(options)
+        if out is not None:
+            _checked(function, out)
         result = function(*given, **options)
         if function in (np.empty, np.empty_like):
             return recording.keep(result)
@@ -157,7 +161,11 @@ class Recorded(np.ndarray[Any, Any]):
         """A view, or a copy, recorded."""
         here = _plain(self)
         result = here.reshape(*shape, **options)
-        return self.room.array(result) if np.may_share_memory(result, here) else self.copy().reshape(*shape)
+        if np.may_share_memory(result, here):
+            return self.room.array(result)
+        kept = self.room.recording.keep(result)
+        self.room.recording.add(_store, _plain(kept), here.reshape, shape, options)
+        return kept
 
     def _copied(self, result: Any) -> Any:
         kept = self.room.recording.keep(result)
@@ -215,26 +223,40 @@ class Room:
         return recorded
 
 
+class Weights:
+    """The weights of all recordings of a function on a thread, where none of these writes."""
+
+    def __init__(self, array: Any) -> None:
+        self.arena, self.last = Arena(array.nbytes), None
+        self.array = np.ndarray(array.shape, array.dtype, self.arena.memory)
+
+    def set(self, array: Any) -> None:
+        """Copy other weights there; nobody writes to them, so that the same object is not copied again."""
+        if array is not self.last:
+            np.copyto(self.array, array)
+            self.last = array
+
+    def recorded(self, recording: Recording) -> Any:
+        """As an input."""
+        return Room(recording, self.arena, self.arena.take(self.array.nbytes)).array(self.array)
+
+
 class Recording:
     """The calls that a function made of some arrays."""
 
-    def __init__(self, function: Function, weights: Any, arrays: Sequence[Any], arena: Arena) -> None:
+    def __init__(self, function: Function, weights: Weights, arrays: Sequence[Any], arena: Arena) -> None:
         self.calls: list[Callable[[], Any]] = []
-        self.arena, self.last = arena, weights
-        apart = Arena(weights.nbytes)  # where other recordings write nothing
-        inputs = [self.keep(weights, apart), *map(self.keep, arrays)]
-        self.weights, *self.inputs = _plain(inputs)
-        self.outputs: list[Any] = _plain(list(function(*inputs)))
+        self.arena, self.weights = arena, weights
+        inputs = [self.keep(array) for array in arrays]
+        self.inputs: list[Any] = _plain(inputs)
+        self.outputs: list[Any] = _plain(list(function(weights.recorded(self), *inputs)))
 
-    def play(self, weights: Any, arrays: Sequence[Any]) -> Sequence[Any]:
-        """What the function would return; it is overwritten the next time.
+    def play(self, arrays: Sequence[Any]) -> Sequence[Any]:
+        """What the function would return; it is overwritten the next time that one is played here.
 
         Raises:
             Diverged: it would not make the same calls.
         """
-        if weights is not self.last:
-            np.copyto(self.weights, weights)
-            self.last = weights
         for its, array in zip(self.inputs, arrays, strict=True):
             np.copyto(its, array)
         for call in self.calls:
@@ -258,13 +280,12 @@ class Recording:
         self.add(again)
         return kept
 
-    def keep(self, result: Any, arena: Arena | None = None) -> Any:
+    def keep(self, result: Any) -> Any:
         """A result, in memory that is there for the next time, too."""
         result = np.asarray(result)
-        arena = arena or self.arena
-        room = Room(self, arena, arena.take(result.nbytes))
-        dense = min(result.strides, default=1) > 0 and np.ptp(byte_bounds(result)) == result.nbytes
-        kept = np.ndarray(result.shape, result.dtype, room.memory, strides=result.strides if dense else None)
+        room = Room(self, self.arena, self.arena.take(result.nbytes))
+        strides = result.strides if _dense(result) else None
+        kept = np.ndarray(result.shape, result.dtype, room.memory, strides=strides)
         kept[...] = result
         return room.array(kept)
 
@@ -282,7 +303,7 @@ def unrecorded(op: Op) -> Op:
             result = op(ops, *arrays, **options)
             if not isinstance(result, tuple):
                 return result
-            backwards[:] = result[1:]
+            backwards[:] = result[1:] if ops.backward else [unkept]
             return result[0]
 
         def backward(dy: Any, **wanted: Any) -> Any:
@@ -294,48 +315,62 @@ def unrecorded(op: Op) -> Op:
     return called  # type: ignore[return-value]
 
 
-class Kept(threading.local):
-    """What a thread has found out: by shapes, how many calls there were, the recording, or None where there is none."""
+class OfThread(threading.local):
+    """The memory of all recordings on a thread."""
 
-    def __init__(self, size: int) -> None:
-        self.arena = Arena(size)
+    @cached_property
+    def arena(self) -> Arena:
+        """There when it is needed."""
+        return Arena(SIZE)
+
+
+class Kept(threading.local):
+    """What a thread found out about a function: by shapes how often it was called, its recording, or None for none."""
+
+    def __init__(self) -> None:
         self.found: dict[Any, int | Recording | None] = {}
+        self.weights: Weights | None = None
+
+
+of_thread = OfThread()
 
 
 class Played:
-    """A function of arrays that is recorded where such of the same shapes come again and again.
+    """A function of arrays that is recorded where such of the same shapes and layouts come again and again.
 
-    What it returns is overwritten by its next call on the same thread. Nobody writes to the weights, the first array:
-    the same object is not copied again.
-
-    Args:
-        function: see above.
-        size: bytes that all arrays of a recording may take; what needs more is not recorded.
+    What it returns is overwritten by the next recording that is played on the same thread. Nobody writes to the
+    weights, the first array, which are of one shape: the same object is not copied again.
     """
 
-    def __init__(self, function: Function, size: int) -> None:
-        self.function, self.kept = function, Kept(size)
+    def __init__(self, function: Function) -> None:
+        self.function, self.kept = function, Kept()
 
     def __call__(self, weights: Any, *arrays: Any) -> Sequence[Any]:
         """The function's results."""
-        found, shapes = self.kept.found, tuple([(array.shape, array.dtype) for array in arrays])
+        found, shapes = self.kept.found, tuple([(array.shape, array.strides, array.dtype) for array in arrays])
         known = found.get(shapes, 0)
         if isinstance(known, Recording):
             try:
-                return known.play(weights, arrays)
+                known.weights.set(weights)
+                return known.play(arrays)
             except Diverged:
                 found[shapes] = None
-        elif known is not None:
-            if len(found) >= MOST_KEPT:
+        elif isinstance(known, int):
+            if not known and len(found) >= MOST_KEPT:
                 found.clear()
             found[shapes] = known + 1 if known + 1 < REPEATED else self._recorded(weights, arrays)
         return self.function(weights, *arrays)
 
     def _recorded(self, weights: Any, arrays: Sequence[Any]) -> Recording | None:
         try:
-            recording = Recording(self.function, weights, arrays, self.kept.arena)
+            if not all(map(_dense, arrays)):
+                return None
+            kept = self.kept.weights = self.kept.weights or Weights(weights)
+            kept.set(weights)
+            recording = Recording(self.function, kept, arrays, of_thread.arena)
             other, *others = (_other(array) for array in (weights, *arrays))
-            results = zip(recording.play(other, others), self.function(other, *others), strict=True)
+            kept.set(other)
+            results = zip(recording.play(others), self.function(other, *others), strict=True)
             return recording if all(_same(played, due) for played, due in results) else None
         except Exception:  # of which the function itself will tell, if it is not one of recordings alone
             return None
@@ -397,7 +432,22 @@ def _layout(array: Any) -> tuple[Any, ...]:
 
 def _other(array: Any) -> Any:
     """Other values that may stand in an array's place."""
-    return np.roll(array, 1) * array.dtype.type(0.5) if array.dtype.kind == "f" else np.zeros_like(array)
+    other = np.zeros_like(array)
+    if array.dtype.kind == "f":
+        other[...] = np.roll(array, 1) * array.dtype.type(0.5)
+    return other
+
+
+def _dense(array: Any) -> bool:
+    """Whether its values fill the memory from the first to the last, in whatever order."""
+    low, high = byte_bounds(array)
+    return not array.size or (min(array.strides, default=1) > 0 and high - low == array.nbytes)
+
+
+def _checked(function: Any, out: Any) -> Any:
+    if not isinstance(out, Recorded):
+        raise NotRecordable(f"{function.__name__} into an array that was not made like one of the recording's")
+    return out
 
 
 def _same(a: Any, b: Any) -> bool:

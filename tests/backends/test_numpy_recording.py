@@ -1,16 +1,17 @@
 """Recordings of NumPy's calls: played, they give what the function gives, or they are not played."""
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from xpnn_numpy import executor, recording
 from xpnn_numpy.kernels import KERNELS
-from xpnn_numpy.recording import Arena, Diverged, NotRecordable, Played, Recording, unrecorded
+from xpnn_numpy.recording import Arena, Diverged, NotRecordable, OfThread, Played, Recording, Weights, unrecorded
 
 import xpnn
 from xpnn import models
-from xpnn.layers import Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, ReLU, Sequential
+from xpnn.layers import BatchNorm, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, ReLU, Sequential
 from xpnn.losses import CrossEntropy
 from xpnn.ops import Ops
 from xpnn.parity import CASES, Placed
@@ -25,6 +26,19 @@ def normal(*shape, key="x"):
 
 
 A, B, OTHER_A, OTHER_B = (normal(4, 6, key=key) for key in ("a", "b", "c", "d"))
+
+
+def record(function, weights, arrays, size=1 << 16):
+    """What plays the recording of a function."""
+    kept = Weights(weights)
+    kept.set(weights)
+    made = Recording(function, kept, arrays, Arena(size))
+
+    def played(weights, *arrays):
+        kept.set(weights)
+        return made.play(arrays)
+
+    return made, played
 
 
 def into(a, b):
@@ -80,15 +94,15 @@ def decided(a, b):
 
 
 def unrelated(a, b):
-    return [np.arange(3), a * np.float64(0.5), None is None and a]
+    return [np.arange(3), a * np.float64(0.5), a]
 
 
 @pytest.mark.parametrize("function", [into, summed, moved, picked, strided, decided, unrelated])
 def test_played_it_gives_what_the_function_gives(function):
-    made = Recording(function, A, [B], Arena(1 << 16))
+    made, play = record(function, A, [B])
     assert made.calls
     for a, b in [(OTHER_A, OTHER_B), (A, B), (OTHER_B, A)]:
-        played, expected = made.play(a, [b]), function(a, b)
+        played, expected = play(a, b), function(a, b)
         assert len(played) == len(expected)
         for its, due in zip(played, expected, strict=True):
             assert its.dtype == due.dtype
@@ -112,13 +126,13 @@ def test_played_it_gives_what_the_function_gives(function):
 )
 def test_what_cannot_be_written_down_is_an_error(function):
     with pytest.raises(NotRecordable):
-        Recording(function, A.copy(), [B], Arena(1 << 16))
+        record(function, A.copy(), [B])
 
 
 def test_another_decision_than_the_recorded_one():
-    made = Recording(decided, A, [B], Arena(1 << 16))
+    _, play = record(decided, A, [B])
     with pytest.raises(Diverged):
-        made.play(np.zeros_like(A), [B])
+        play(np.zeros_like(A), B)
 
 
 class Counted:
@@ -130,10 +144,22 @@ class Counted:
         return self.function(*arrays)
 
 
-def play(function, size=1 << 16):
+@pytest.fixture
+def room(monkeypatch):
+    """Sets how much there is for a recording."""
+
+    def of(size):
+        monkeypatch.setattr(recording, "SIZE", size)
+        monkeypatch.setattr(recording, "of_thread", OfThread())
+
+    of(1 << 16)
+    return of
+
+
+def after_recording(function):
     """A function, and what plays it, after the call that records it."""
     counted = Counted(function)
-    played = Played(counted, size)
+    played = Played(counted)
     for _ in range(recording.REPEATED):
         its = played(A, B)
         assert all(np.array_equal(x, y) for x, y in zip(its, function(A, B), strict=True))
@@ -143,7 +169,7 @@ def play(function, size=1 << 16):
 
 def test_a_function_is_recorded_when_it_comes_again_and_again():
     counted = Counted(summed)
-    played = Played(counted, 1 << 16)
+    played = Played(counted)
     for i in range(1, recording.REPEATED):
         played(A, B)
         assert counted.calls == i
@@ -153,7 +179,7 @@ def test_a_function_is_recorded_when_it_comes_again_and_again():
         for x, y in zip(played(a, b), summed(a, b), strict=True):
             np.testing.assert_array_equal(x, y)
     assert counted.calls == 0
-    played(A[:3], B[:3])
+    played(A, B[:1])
     assert counted.calls == 1  # other shapes are another recording
 
 
@@ -166,8 +192,9 @@ def test_a_function_is_recorded_when_it_comes_again_and_again():
         lambda a, b: [np.outer(a, b)[:, :, None] * np.ones(1 << 12, "float32")],
     ],
 )
+@pytest.mark.usefixtures("room")
 def test_what_would_not_be_right_is_not_played(function):
-    counted, played = play(function)
+    counted, played = after_recording(function)
     for a, b in [(OTHER_A, OTHER_B), (A, B)]:
         for x, y in zip(played(a, b), function(a, b), strict=True):
             np.testing.assert_array_equal(x, y)
@@ -175,7 +202,7 @@ def test_what_would_not_be_right_is_not_played(function):
 
 
 def test_where_decisions_differ_the_function_is_called():
-    counted, played = play(decided)
+    counted, played = after_recording(decided)
     played(A, B)
     assert counted.calls == 0
     for _ in range(2):
@@ -187,7 +214,7 @@ def test_errors_are_those_of_the_function():
     def fails(a, b):
         raise ValueError("of its own")
 
-    played = Played(fails, 1 << 16)
+    played = Played(fails)
     for _ in range(2 * recording.REPEATED):
         with pytest.raises(ValueError, match="of its own"):
             played(A, B)
@@ -195,44 +222,71 @@ def test_errors_are_those_of_the_function():
 
 def test_recordings_of_several_shapes_share_memory_and_harm_each_other_nowhere():
     def function(a, b):
-        return [a @ b.T @ b + (a - b) * 2, np.add.reduce(a * b)]
+        return [b @ a.T @ a + (b - a[0]) * 2, np.add.reduce(a), np.add.reduce(b * b)]
 
-    played = Played(function, 1 << 16)
-    sizes = [3, 1, 4, 2]
-    first = {n: A[:n].copy() for n in sizes}
+    kinds, sizes = [Played(function), Played(function)], [3, 1, 4, 2]
     for round_ in range(2 * recording.REPEATED):
-        b = normal(4, 6, key=f"b{round_}")
+        a, b = normal(4, 6, key=f"a{round_ // 3}"), normal(4, 6, key=f"b{round_}")
         for n in sizes:
-            for x, y in zip(played(first[n], b[:n]), function(first[n], b[:n]), strict=True):
-                np.testing.assert_array_equal(x, y)
-    found = played.kept.found.values()
-    assert len(found) == 4
+            for weights, played in zip((a, A), kinds, strict=True):
+                for x, y in zip(played(weights, b[:n]), function(weights, b[:n]), strict=True):
+                    np.testing.assert_array_equal(x, y)
+    found = [its for played in kinds for its in played.kept.found.values()]
+    assert len(found) == 8
     assert all(isinstance(f, Recording) for f in found)
     assert len({id(f.arena) for f in found}) == 1
+    assert not found[0].arena.taken
 
 
-def test_the_memory_of_what_is_gone_is_used_again():
+def test_the_memory_of_what_is_gone_is_used_again(room):
     def function(a, b):
         for _ in range(100):
             a = a * 2 - b
         return [a]
 
-    counted, played = play(function, size=8 * A.nbytes)
+    room(8 * A.nbytes)
+    counted, played = after_recording(function)
     played(OTHER_A, B)
     assert counted.calls == 0
 
 
 def test_there_are_only_so_many_recordings():
-    played = Played(lambda a, b: [a + b], 1 << 16)
-    for n in range(3 * recording.MOST_KEPT):
-        x = np.ones(n, "float32")
+    played, one = Played(lambda a, b: [a + b]), np.ones(1, "float32")
+    for most in (recording.MOST_KEPT, 3 * recording.MOST_KEPT):
         for _ in range(recording.REPEATED + 1):
-            np.testing.assert_array_equal(played(x, x)[0], 2 * x)
+            for n in range(most):
+                x = np.ones(n, "float32")
+                np.testing.assert_array_equal(played(one, x)[0], 2 * x)
+        assert len(recordings(played)) == (most if most == recording.MOST_KEPT else 0)
     assert len(played.kept.found) <= recording.MOST_KEPT
 
 
+def test_layouts_are_recorded_apart():
+    def function(a, b):
+        return [np.matmul(b, a.T), b + 1]
+
+    played = Played(function)
+    layouts = [B, np.asfortranarray(B), np.repeat(B, 2, 1)[:, ::2], B[::-1]]
+    for _ in range(2 * recording.REPEATED):
+        for b in layouts:
+            for x, y in zip(played(A, b), function(A, b), strict=True):
+                assert x.strides == y.strides
+                np.testing.assert_array_equal(x, y)
+    assert len(recordings(played)) == 2  # what has gaps, or goes backwards, is not recorded
+
+
+def test_without_memory_nothing_is_recorded(monkeypatch):
+    def none(size):
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(recording, "Arena", none)
+    counted, played = after_recording(summed)
+    played(A, B)
+    assert counted.calls == 1
+
+
 def test_each_thread_has_recordings_of_its_own():
-    played, wrong = Played(lambda a, b: [a @ b.T + 1], 1 << 20), []
+    played, wrong = Played(lambda a, b: [a @ b.T + 1]), []
 
     def work(i):
         a, b = normal(50, 50, key=f"a{i}"), normal(50, 50, key=f"b{i}")
@@ -259,12 +313,12 @@ def test_all_ops_can_be_recorded(case, dtype):
 
     dy, *arrays = placed.dy, *given.values()
     other, *others = map(recording._other, (dy, *arrays))
-    made = Recording(function, dy, arrays, Arena(1 << 24))
+    _, play = record(function, dy, arrays, 1 << 24)
     if case.name.endswith("labels-out-of-range"):
         with pytest.raises(Diverged):
-            made.play(other, others)
+            play(other, *others)
         other, others = dy, arrays
-    for its, due in zip(made.play(other, others), function(other, *others), strict=True):
+    for its, due in zip(play(other, *others), function(other, *others), strict=True):
         np.testing.assert_array_equal(its, due)
 
 
@@ -344,9 +398,37 @@ def test_layers_of_somebodys_own_are_not_recorded(monkeypatch):
     assert not trainer.executor.recordable
     trainer, _ = trained(Sequential([Flatten(), Dense(10)]), 4, (5, 5, 1), 4)
     assert recordings(trainer.executor._played)
-    monkeypatch.setattr(executor, "RECORDED_BYTES", 8 * 250 * 4)  # more weights are copied too long
+    monkeypatch.setattr(executor, "FEW_WEIGHTS", 250 * 4)  # of 260
     trainer, _ = trained(Sequential([Flatten(), Dense(10)]), 4, (5, 5, 1), 4)
     assert not trainer.executor.recordable
+
+
+@pytest.mark.usefixtures("plain")
+def test_statistics_and_masks_go_by_their_names():
+    model = Sequential([BatchNorm(), Dropout(0.5), BatchNorm(), Dropout(0.5), Flatten(), Dense(10)])
+    trainer = xpnn.Trainer(model, backend="numpy", seed=1).build((5, 5, 1))
+    x, y, draws = normal(4, 5, 5, 1), np.arange(4), trainer._draws(0, 4)
+    turned = {**trainer._state, "stats": dict(reversed(trainer._state["stats"].items()))}
+    for _ in range(4):
+        one = trainer.executor.gradient(trainer._state, x, y, draws, np.float32(1))
+        other = trainer.executor.gradient(turned, x, y, dict(reversed(draws.items())), np.float32(1))
+        np.testing.assert_array_equal(one[0], other[0])
+        assert one[1].keys() == other[1].keys()
+        for path, a in one[1].items():
+            np.testing.assert_array_equal(a, other[1][path])
+
+
+@pytest.mark.usefixtures("plain")
+def test_no_piece_is_empty(monkeypatch):
+    trainer, _ = trained(Sequential([Flatten(), Dense(10)]), 4, (5, 5, 1), 1)
+    monkeypatch.setattr(trainer.executor, "_lanes_of", lambda n, least: 4)
+    monkeypatch.setattr(trainer.executor, "_most", lambda: 1)
+    seen, scores = [], trainer.executor.scores
+    monkeypatch.setattr(trainer.executor, "scores", lambda *given: seen.append(given[3]) or scores(*given))
+    for n in (1, 2, 3, 5):
+        assert trainer.predict(normal(n, 5, 5, 1)).shape == (n, 10)
+    assert len(seen) == 3
+    assert all(a < b for cuts in seen for a, b in pairwise(cuts))
 
 
 @pytest.mark.usefixtures("plain")

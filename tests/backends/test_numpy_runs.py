@@ -57,7 +57,7 @@ def test_few_pixels_are_not_worth_a_row():
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if np.prod(s) < 1e7], ids=str)
 def test_what_is_negative_becomes_zero(shape):
-    x = np.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
     expected = np.where(x > 0, x, 0)
     assert rectify(x, x) is x
     np.testing.assert_array_equal(x, expected)

@@ -19,7 +19,7 @@ as most often in front of a normalisation. `xpnn_numpy.fast._winograd` has such 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, reduce
 from itertools import starmap
 from math import prod
@@ -29,7 +29,7 @@ import numpy as np
 from xpnn.ops._window import Window
 from xpnn_numpy.kernels._in_place import beginnings, interleaved
 from xpnn_numpy.kernels._products import multiply, multiply_across
-from xpnn_numpy.kernels._rows import Host, empty, whole
+from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
 from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks, borders_of
 
 SUMS = ((0, np.subtract, 2), (1, np.subtract, 3), (1, np.add, 2), (2, np.subtract, 1))
@@ -80,7 +80,7 @@ class Tiles:
 
     def gather(self, block: Block) -> Host:
         """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place."""
-        sums, within = self._room(block)
+        sums, within = self._room(block, empty)
         lines = self._under(self.image, block)
         for total, (i, f, j) in zip(within, SUMS, strict=True):
             _add(f, lines[i], lines[j], total)
@@ -89,12 +89,12 @@ class Tiles:
         windows = self._beside(sums)
         return windows.gather(EVERY).reshape(self.phases, 4, -1, windows.length)
 
-    def _room(self, block: Block) -> tuple[Host, Host]:
+    def _room(self, block: Block, make: Callable[..., Host]) -> tuple[Host, Host]:
         """For the sums of a block, `(4, n, pairs, …, C)`, with zeros for padding along the other axes; and within."""
         samples, first, last = self._pairs(block)
         stacks, lines = (4, samples.stop - samples.start, last - first), self.image.shape[2:]
         shape, borders, within = borders_of((prod(stacks), *lines), self.w.pads[1:])
-        sums = empty(shape, self.image)
+        sums = make(shape, self.image)
         for beside in borders:
             sums[beside] = 0
         return sums.reshape(*stacks, *shape[1:]), sums[within].reshape(*stacks, *lines)
@@ -204,8 +204,7 @@ class Tiles:
         d = self._products(dy)
         d = d.reshape(*d.shape[:2], -1, d.shape[-1])
         dcolumns = multiply(d, by_tap, empty((len(by_tap), *d.shape[:-1], self.channels), d))
-        sums, within = self._room(block)
-        sums[...] = 0
+        sums, within = self._room(block, zeros)
         windows = self._beside(sums)
         windows.add_up(dcolumns, EVERY, windows.image)
         lines = self._under(dimage, block)

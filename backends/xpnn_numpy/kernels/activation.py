@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import activation as standard
+from xpnn.ops import unkept
 from xpnn.ops._array import floats
 from xpnn.ops.activation import Result
 from xpnn_numpy.kernels._rows import Host, empty, rectify, whole
@@ -28,7 +29,7 @@ def add(ops: Ops, a: Host, b: Host, *, relu: bool = False) -> tuple[Host, Callab
         d = np.multiply(dy, kept > 0) if kept is not None else dy
         return (d if input_gradient else None), d
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def relu(ops: Ops, x: Host) -> Result:
@@ -39,7 +40,7 @@ def relu(ops: Ops, x: Host) -> Result:
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         return (np.multiply(dy, y > 0) if input_gradient else None,)
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def tanh(ops: Ops, x: Host) -> Result:
@@ -50,7 +51,7 @@ def tanh(ops: Ops, x: Host) -> Result:
     def backward(dy: Host, *, input_gradient: bool = True) -> tuple[Host | None]:
         return (of_tanh(y, dy) if input_gradient else None,)
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 def of_tanh(y: Host, dy: Host) -> Host:

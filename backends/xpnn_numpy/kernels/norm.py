@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import norm as standard
+from xpnn.ops import unkept
 from xpnn_numpy.kernels._rows import Host, by_channel, empty, rectify, whole
 
 if TYPE_CHECKING:
@@ -66,4 +67,4 @@ def batch_norm(
             by_channel(np.subtract, dx, means[0], out=dx)
         return dx, dscale, dbias, None, None
 
-    return (y, running_mean, running_var), backward
+    return (y, running_mean, running_var), backward if ops.backward else unkept

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xpnn.ops import pool as standard
+from xpnn.ops import unkept
 from xpnn.ops._array import floats
 from xpnn.ops._window import Padding, Sizes, Window
 from xpnn_numpy.kernels._rows import Host, empty
@@ -60,7 +61,7 @@ def avg_pool(
             dx = spread
         return (dx.reshape(shape),)
 
-    return y, backward
+    return y, backward if ops.backward else unkept
 
 
 @lru_cache(maxsize=4096)
