@@ -394,7 +394,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "a recording over the weights of another one": (
         RECORDING + "::test_recordings_of_several_shapes_share_memory_and_harm_each_other_nowhere",
         "backends/xpnn_numpy/recording.py",
-        "Room(recording, self.arena, self.arena.take(self.array.nbytes)).array(self.array)",
+        "Room(recording, self.arena, place).array(self.array)",
         "recording.keep(self.array)",
     ),
     "an op of a recording loses its inputs before its backward": (

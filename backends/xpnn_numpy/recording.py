@@ -238,7 +238,9 @@ class Weights:
 
     def recorded(self, recording: Recording) -> Any:
         """As an input."""
-        return Room(recording, self.arena, self.arena.take(self.array.nbytes)).array(self.array)
+        place = 0, self.array.nbytes
+        self.arena.taken.append(place)  # also where somebody still has it as that of another recording
+        return Room(recording, self.arena, place).array(self.array)
 
 
 class Recording:

@@ -70,17 +70,17 @@ def test_what_is_made_of_weights_is_made_once(kernels, case):
         from xpnn_numpy import fast
     known = KERNELS if kernels == "plain" else {**KERNELS, **fast.KERNELS}
     (op, image, shape, options), once = LAID_OUT[case], Once()
-    trained, predicted = (getattr(Ops(known, 1 << 21, **how), op) for how in ({}, {"backward": False, "made": once}))
+    anew, predicted = (getattr(Ops(known, 1 << 21, backward=False, **how), op) for how in ({}, {"made": once}))
     weight, bias, counts = numbers(*shape, seed=1), numbers(shape[0], seed=2), []
     for n in (1, 40, 1):
         x = numbers(n, *image, seed=n)
-        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])
+        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], anew(x, weight, bias, **options)[0])
         counts.append(len(once._made))
     nothing = (kernels, case) == ("compiled", "in bands")  # which go along the pixels there
     assert (not nothing) <= counts[0] <= counts[1] == counts[2] <= 4
     for seed in range(3, 9):
         weight = numbers(*shape, seed=seed)
-        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], trained(x, weight, bias, **options)[0])
+        np.testing.assert_array_equal(predicted(x, weight, bias, **options)[0], anew(x, weight, bias, **options)[0])
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -200,7 +200,7 @@ def test_a_layer_of_somebodys_own_may_call_a_backward_where_it_predicts(monkeypa
 def test_shares_are_added_up_in_blocks_of_columns():
     """Of windows that are seen in place there are none until then."""
     w = window("test", (32, 32), 3, 1, "valid", 1)
-    windows = windows_of(numbers(64, 32, 32, 16), w, 16)
+    windows = windows_of(numbers(64, 32, 32, 16), w, 16, backward=True)
     assert windows.in_place
     blocks = [len(list(each.blocks(1 << 20))) for each in (windows, windows.for_shares(w))]
     assert blocks == [8, 22]

@@ -138,7 +138,7 @@ def test_a_gradient_of_zeros_alone_is_zero(many, pooled, relu, padding):
 )  # fmt: skip
 def test_which_windows_are_tiles(shape, size, options, pool, tiled):
     w = window("test", shape[1:], size, options.get("stride", 1), "valid", options.get("dilation", 1))
-    assert isinstance(windows_of(numbers(*shape, 2), w, 2, pool), Tiles) == tiled
+    assert isinstance(windows_of(numbers(*shape, 2), w, 2, pool, backward=True), Tiles) == tiled
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,12 @@ def test_which_windows_are_tiles(shape, size, options, pool, tiled):
 )
 def test_they_have_to_pay(monkeypatch, limit, most):
     image, w = numbers(3, 8, 8, 4), window("test", (8, 8), 3, 1, "valid", 1)
-    for least, tiled in ((most, True), (most + 1, False)):
+    easier = 1 if limit == "LEAST_CHANNELS" else 4  # where there is no backward
+    for least, tiled, alone in ((most, True, True), (most + 1, False, easier > 1), (easier * most + 1, False, False)):
         monkeypatch.setattr(_tiles, limit, least)
         _tiles.tiled.cache_clear()
-        assert isinstance(windows_of(image, w, 5), Tiles) == tiled
+        assert isinstance(windows_of(image, w, 5, backward=True), Tiles) == tiled
+        assert isinstance(windows_of(image, w, 5, backward=False), Tiles) == alone
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

@@ -34,14 +34,16 @@ from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks, borders_o
 
 SUMS = ((0, np.subtract, 2), (1, np.subtract, 3), (1, np.add, 2), (2, np.subtract, 1))
 """Of the lines d, for each of the products."""
-LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 64, 2_000_000
+LEAST_CHANNELS, LEAST_PLACES, LEAST_WORK = 16, 256, 8_000_000
 """Channels, outputs and multiply-adds of the plain sum, from which on the maps take less time than they save."""
+FORWARD_ALONE = 4
+"""Times as few of both, where there is no backward: that has more maps, and the errors of few sums do not even out."""
 
 
 @lru_cache(maxsize=4096)
-def tiled(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int) -> bool:
+def tiled(w: Window, pool: tuple[int, ...], n: int, c: int, c_out: int, backward: bool) -> bool:
     """Whether a convolution of `n` images, perhaps with a max-pool behind it, is done in tiles."""
-    places = n * prod(w.out)
+    places = n * prod(w.out) * (1 if backward else FORWARD_ALONE)
     return (
         (w.size[0], w.stride[0], w.dilation[0]) == (3, 1, 1)
         and (pool[0] == 2 if pool else w.out[0] % 2 == 0)

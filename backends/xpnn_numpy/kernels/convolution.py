@@ -63,7 +63,7 @@ def convolved(
 ) -> tuple[Host, Callable[..., tuple[Host | None, Host, Host | None]]]:
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = whole(x)
-    windows = windows_of(x, w, len(weight), keep=ops.backward)
+    windows = windows_of(x, w, len(weight), backward=ops.backward)
     factor, y = ops.made(weight, windows.factor), empty((len(x), *w.out, len(weight)), x)
     for block in windows.blocks(ops.column_bytes):
         part = y[block]
@@ -89,11 +89,11 @@ def convolved(
     return y, backward if ops.backward else unkept
 
 
-def windows_of(x: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, keep: bool = False) -> Windows | Tiles:
+def windows_of(x: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, backward: bool) -> Windows | Tiles:
     """The windows of an image: in tiles where that is quicker."""
-    if tiled(w, pool, len(x), x.shape[-1], c_out):
+    if tiled(w, pool, len(x), x.shape[-1], c_out, backward):
         return Tiles(x, w, pool, in_place=not pool and seen_in_place(w, c_out))
-    return Windows(pad(x, w.pads), w, pool, keep=keep)
+    return Windows(pad(x, w.pads), w, pool, keep=backward)
 
 
 def plain(windows: Windows | Tiles) -> Windows:
@@ -141,7 +141,8 @@ def of_dy(
 ) -> tuple[Host | None, Host]:
     """The gradients of the input (or None) and of the weights, from `dy` and its padding, which may have many zeros."""
     ones = (1,) * len(w.size)
-    windows = windows_of(dy, Window(dy.shape[1:-1], w.size, ones, w.dilation, pads, w.n), x.shape[-1])
+    around_dy = Window(dy.shape[1:-1], w.size, ones, w.dilation, pads, w.n)
+    windows = windows_of(dy, around_dy, x.shape[-1], backward=True)
     windows = windows if dense else plain(windows)
     around = (slice(None), *(slice(None, None, -1) for _ in ones))
     turned = whole(weight[around].swapaxes(0, -1))  # a kernel for each channel of x

@@ -86,7 +86,7 @@ def conv_pool(
     size = standard.pooled("conv_pool", w, pool).size
     x = whole(x)
     c_out = len(weight)
-    windows = windows_of(x, w, c_out, size, keep=ops.backward)
+    windows = windows_of(x, w, c_out, size, backward=ops.backward)
     factor, y = ops.made(weight, windows.factor), empty((len(x), *windows.out, c_out), x)
     won: list[tuple[Block, list[Host]]] = []
     for block in windows.blocks(ops.column_bytes):
