@@ -40,7 +40,8 @@ def kernels(request, monkeypatch):
 def small(monkeypatch):
     """Eight lanes for any batch of eight, four samples a piece."""
     monkeypatch.setattr(executor, "LANES", ((0, 8),))
-    monkeypatch.setattr(executor, "PIECE_BYTES", 4 * 8 * 10 * 10 * 4)
+    for limit in ("PIECE_BYTES", "PLAYED_BYTES"):
+        monkeypatch.setattr(executor, limit, 4 * 8 * 10 * 10 * 4)
     monkeypatch.setattr(executor, "CHUNK", 100)
 
 

@@ -37,7 +37,8 @@ def helpers(monkeypatch):
     own.computed = inf
     monkeypatch.setattr(executors, "helpers", own)
     monkeypatch.setattr(executors, "LANES", ((0, 8),))
-    monkeypatch.setattr(executors, "PIECE_BYTES", 4 * 8 * 10 * 10 * 4)
+    for limit in ("PIECE_BYTES", "PLAYED_BYTES"):
+        monkeypatch.setattr(executors, limit, 4 * 8 * 10 * 10 * 4)
     monkeypatch.setenv("XPNN_KERNELS", "plain")
     monkeypatch.setenv("XPNN_THREADS", "3")
     yield own
