@@ -3,8 +3,9 @@
 With NumPy's own kernels a batch is cut into at most 8 lanes, where it has work enough for them, and helpers (`helpers`)
 or threads take whole lanes; compiled kernels (`fast`) share what each of them does, and have one lane. Where a sample's
 result is its own, a lane is computed in pieces whose largest activation stays in the cache; where batch normalisation
-joins the samples, the lanes go side by side through the layers and meet at its sums. The update is cut as well. BLAS is
-held to one thread meanwhile, for all this is its parallel work.
+joins the samples, the lanes go side by side through the layers and meet at its sums. A piece that meets nobody is
+recorded and played (`recording`). The update is cut as well. BLAS is held to one thread meanwhile, for all this is its
+parallel work.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Each is the standard body over again, with its signature and its checks, and the
 What they gain, measured on one core: sums and gathers run along memory, a choice is a product with a mask
 (`where` takes ten times as long), and vectors of channels are repeated along some image rows, because NumPy pays
 some ten nanoseconds for each run of its inner loop, however short, and copies runs shorter than its buffers.
+
+All of them can be recorded (`xpnn_numpy.recording`): arrays are made by `empty` and `zeros`, copied by `whole` and seen
+otherwise by `strided`, of `_rows`; what is left to a standard body that cannot be is `unrecorded`.
 """
 
 from __future__ import annotations
