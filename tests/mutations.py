@@ -205,6 +205,18 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "np.subtract(m[:, 1], m[:, 3], out=lower)",
         "np.add(m[:, 1], m[:, 3], out=lower)",
     ),
+    "squares of which the image has one line too few": (
+        "tests/backends/test_numpy_squares.py",
+        "backends/xpnn_numpy/kernels/_squares.py",
+        "// 2 + 1, (size - first + 1) // 2)",
+        "// 2 + 1, (size - first) // 2)",
+    ),
+    "squares where there is a backward": (
+        "tests/backends/test_numpy_squares.py",
+        "backends/xpnn_numpy/kernels/convolution.py",
+        "isinstance(windows, Tiles) and not ops.backward and squared(",
+        "isinstance(windows, Tiles) and squared(",
+    ),
     "a sparse gradient of the kernel in tiles": (
         "tests/backends/test_numpy_tiles.py",
         "backends/xpnn_numpy/kernels/joined.py",

@@ -14,7 +14,7 @@ what NumPy is quickest at. Both gradients are the maps read backwards.
 Each output depends on the inputs under its own kernel alone. But what a line of the kernel does not see cancels in its
 gradient only up to rounding, where the plain sum is exact; that shows where few numbers of `dy` are not zero, behind a
 max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has neither pool nor bias,
-as most often in front of a normalisation. `xpnn_numpy.fast._winograd` has such tiles along two axes.
+as most often in front of a normalisation. `_squares` and `xpnn_numpy.fast._winograd` have such tiles along two axes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Tiles:
     @staticmethod
     def factor(weight: Host) -> Host:
         """What columns are multiplied by, `(4, K·C, C_out)`."""
-        return _mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
+        return mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 
     def respond(self, columns: Host, factor: Host, y: Host) -> Host:
         """Fill a block of responses, and return it."""
@@ -195,7 +195,7 @@ class Tiles:
     def spread(self, dy: Iterable[tuple[Block, Host]], weight: Host) -> Host:
         """The gradient of the image, from those of blocks of responses."""
         by_line = weight.reshape(len(weight), 3, -1, self.channels).transpose(1, 2, 0, 3)
-        by_tap = _mapped(by_line).swapaxes(0, 1)[:, None]  # `(K, 1, 4, C_out, C)`
+        by_tap = mapped(by_line).swapaxes(0, 1)[:, None]  # `(K, 1, 4, C_out, C)`
         dimage = np.zeros_like(self.image)
         for block, d in dy:
             self._add_up(d, by_tap, block, dimage)
@@ -230,7 +230,7 @@ def _add(f: np.ufunc, a: tuple[int, Host], b: tuple[int, Host], out: Host) -> No
             out[:, pair] = 0
 
 
-def _mapped(lines: Host) -> Host:
+def mapped(lines: Host) -> Host:
     """Four lines of kernels from three, `(3, …)`."""
     lines = whole(lines)
     outer, inner, factor = (lines[0] + lines[2]) * 0.5, lines[1] * 0.5, empty((4, *lines.shape[1:]), lines)

@@ -20,6 +20,7 @@ from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Pads, Sizes, Window
 from xpnn_numpy.kernels._in_place import seen_in_place
 from xpnn_numpy.kernels._rows import Host, by_channel, empty, whole
+from xpnn_numpy.kernels._squares import Squares, squared
 from xpnn_numpy.kernels._taps import SHARE, of_taps
 from xpnn_numpy.kernels._tiles import Tiles, tiled
 from xpnn_numpy.kernels._windows import Block, Windows, pad
@@ -64,10 +65,12 @@ def convolved(
     """A convolution; `finish` does what follows to a block of responses. `dense`: where `dy` has few zeros."""
     x = whole(x)
     windows = windows_of(x, w, len(weight), backward=ops.backward)
-    factor, y = ops.made(weight, windows.factor), empty((len(x), *w.out, len(weight)), x)
-    for block in windows.blocks(ops.column_bytes):
+    by_square = isinstance(windows, Tiles) and not ops.backward and squared(w, len(x), x.shape[-1], len(weight))
+    seen = Squares(x, w) if by_square else windows
+    factor, y = ops.made(weight, seen.factor), empty((len(x), *w.out, len(weight)), x)
+    for block in seen.blocks(ops.column_bytes):
         part = y[block]
-        windows.respond(windows.gather(block), factor, part)
+        seen.respond(seen.gather(block), factor, part)
         if bias is not None:
             by_channel(np.add, part, bias, out=part, made=ops.made)
         finish(part, block)
