@@ -54,6 +54,9 @@ Cuts = tuple[int, ...]
 PIECE_BYTES, PLAYED_BYTES = 1 << 23, 3 << 19
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it. And of one
 that is played (`recording`): with less between its calls it may be smaller."""
+PLAYED_WORK = 3 << 21
+"""Multiply-adds of a layer, on average, of a piece that is played to predict: with more, its calls are long all the same
+in a smaller one, of which two cores have more in their caches."""
 UNRECORDED = ("binary_cross_entropy", "col2im", "conv_transpose", "gelu", "huber", "max_pool")
 """Ops whose standard body a recording cannot hold (see there)."""
 FEW_WEIGHTS = 1 << 22
@@ -173,7 +176,8 @@ class PiecesExecutor(Executor):
         """As the plain one, piece by piece."""
         n = len(images)
         lanes = self._lanes_of(n, LEAST_PREDICTED)
-        pieces = min(-(-_pieces(n, self._most()) // lanes) * lanes, max(n, 1)) if self.divisible else 1
+        most = min(self._most(), PLAYED_WORK // max(self.sample_work, 1)) if self.recordable else self._most()
+        pieces = min(-(-_pieces(n, int(most)) // lanes) * lanes, max(n, 1)) if self.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return super()._scores(state, images)

@@ -457,3 +457,18 @@ def test_a_gradient_is_its_callers_own():
         trainer.predict(3 * x)
     np.testing.assert_array_equal(gradient, kept)
     np.testing.assert_array_equal(scores, shown)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(("work", "expected"), [(1, {20}), (executor.PLAYED_WORK // 7, {5}), (1 << 40, {1})])
+def test_pieces_of_much_work_are_small_in_predictions(work, expected):
+    """Two lanes each: cut in a multiple of two."""
+    trainer = xpnn.Trainer(models.get("article"), backend="numpy", seed=1).build((28, 28, 1))
+    x = normal(20, 28, 28, 1)
+    due = trainer.predict(x)
+    trainer.executor.sample_work = work
+    for _ in range(3):
+        found = trainer.predict(x)
+    np.testing.assert_allclose(found, due, rtol=0, atol=1e-5)
+    recorded = recordings(trainer.executor._predicting[1])
+    assert {len(recording.inputs[0]) for recording in recorded} == expected
