@@ -55,8 +55,8 @@ PIECE_BYTES, PLAYED_BYTES = 1 << 23, 3 << 19
 """Of the largest activation of a piece: what stays in the third-level cache with all that is made of it. And of one
 that is played (`recording`): with less between its calls it may be smaller."""
 PLAYED_WORK = 3 << 21
-"""Multiply-adds of a layer, on average, of a piece that is played to predict: with more, its calls are long all the same
-in a smaller one, of which two cores have more in their caches."""
+"""Multiply-adds of a layer, on average, of a piece that is played to predict: with more, calls are long in a smaller
+one as well, of which two cores have more in the cache that they share."""
 UNRECORDED = ("binary_cross_entropy", "col2im", "conv_transpose", "gelu", "huber", "max_pool")
 """Ops whose standard body a recording cannot hold (see there)."""
 FEW_WEIGHTS = 1 << 22
