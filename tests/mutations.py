@@ -68,13 +68,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "hit = x[inputs] == y[outputs]",
     ),
     "max-pool padded with 0": (
-        VALUES,
+        VALUES + "::test_value_of_an_op[max_pool-padding-negative]",
         "src/xpnn/ops/pool.py",
         "    y = _first(xp, x, w)\n",
         "    y = _first(xp, x, w)\n    y = xp.clip(y, 0.0) if any(map(any, w.pads)) else y\n",
     ),
     "biased variance into the running one": (
-        VALUES,
+        VALUES + "::test_value_of_an_op[batch_norm-training]",
         "src/xpnn/ops/norm.py",
         "(momentum * n / (n - 1)) * var",
         "momentum * var",
@@ -104,7 +104,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "dx if",
     ),
     "the kernel's ReLU forgets the shortcut's block": (
-        "tests/backends/test_numpy_tiles.py",
+        "tests/backends/test_numpy_tiles.py::test_relu_of_tiles",
         "backends/xpnn_numpy/kernels/joined.py",
         "np.add(part, shortcut[block], out=part)",
         "np.add(part, shortcut[: len(part), : part.shape[1]], out=part)",
@@ -128,7 +128,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "xp.astype(a > b, prize.dtype)",
     ),
     "tied phases in the kernel: the last gets the gradient": (
-        CASES,
+        CASE.format("float32-conv_pool-ties"),
         "backends/xpnn_numpy/kernels/joined.py",
         "left >= right",
         "left > right",
@@ -170,7 +170,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "False",
     ),
     "a phase that the pool drops": (
-        CASES,
+        CASE.format("float32-conv_pool-one-channel"),
         "backends/xpnn_numpy/kernels/joined.py",
         "m // p * p for m, p",
         "m for m, p",
@@ -218,7 +218,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "isinstance(windows, Tiles) and squared(",
     ),
     "a sparse gradient of the kernel in tiles": (
-        "tests/backends/test_numpy_tiles.py",
+        "tests/backends/test_numpy_tiles.py::test_a_gradient_of_zeros_alone_is_zero",
         "backends/xpnn_numpy/kernels/joined.py",
         "of_columns(plain(windows), by_block",
         "of_columns(windows, by_block",
@@ -248,7 +248,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "products[..., width:, :] = 1",
     ),
     "predictions keep what backward would need": (
-        "tests/backends/test_numpy_kept.py",
+        "tests/backends/test_numpy_kept.py::test_predictions_keep_nothing_from_block_to_block",
         "backends/xpnn_numpy/kernels/joined.py",
         "        if ops.backward:\n            won.append((block, ",
         "        if True:\n            won.append((block, ",
@@ -464,13 +464,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "return self.source.epoch(self._order, 0)",
     ),
     "an interrupted epoch lends its order to the next": (
-        "tests/train/test_resume.py",
+        "tests/train/test_resume.py::test_a_fit_after_an_interrupted_one_has_an_order_of_its_own",
         "src/xpnn/train/fit.py",
         '"order", str(self.trainer.epochs - 1))',
         '"order", str(len(self.trainer.history)))',
     ),
     "Ctrl-C while steps are added up counts them twice": (
-        "tests/train/test_resume.py",
+        "tests/train/test_resume.py::test_an_interruption_at_any_line_loses_and_repeats_nothing",
         "src/xpnn/train/fit.py",
         "            self._sums, self._finite, self._waiting = sums, finite_sums, []",
         "            self._sums = sums\n            self._finite, self._waiting = finite_sums, []",
@@ -482,7 +482,7 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         '"moments": {}}',
     ),
     "a state after a failed step is kept": (
-        "tests/train/test_resume.py",
+        "tests/train/test_resume.py::test_a_step_that_fails_itself_is_not_saved_as_if_it_were_done",
         "src/xpnn/train/callbacks.py",
         "if fit.between_steps and (",
         "if (",
@@ -566,13 +566,13 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "0",
     ),
     "specks stretch the box of a digit": (
-        "tests/data/test_picture.py",
+        "tests/data/test_picture.py::test_specks_do_not_stretch_the_box",
         "src/xpnn/data/picture.py",
         "    mask = _large_parts(mask)",
         "    mask = mask.copy()",
     ),
     "a digit is centred by its box": (
-        "tests/data/test_picture.py",
+        "tests/data/test_picture.py::test_mnist_ink_is_20_high_with_its_mass_in_the_middle",
         "src/xpnn/data/picture.py",
         "round(middle - float((scaled.sum(1 - axis) * np.arange(n)).sum() / scaled.sum()))",
         "(2 * middle - n) // 2",
