@@ -80,9 +80,9 @@ class Squares:
 
 
 def _apart(outputs: slice, pads: tuple[int, int], size: int) -> list[tuple[slice, slice]]:
-    """Of what an axis has under these outputs, padded: of every second line, and of the others, which are no padding.
+    """Under these outputs of an axis are padded inputs of even and of odd number: of either, which ones are no padding.
 
-    Where they are among these, and where in the image.
+    Where among its like these are, and where in the image.
     """
     found = []
     for first in (outputs.start - pads[0], outputs.start - pads[0] + 1):
