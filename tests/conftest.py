@@ -28,6 +28,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parametrize(metafunc, [v for name in chosen(metafunc.config) for v in harness.variants(name)])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, the examples that train: other processes take the rest meanwhile."""
+    items.sort(key=lambda item: "examples" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def apart_from_the_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test downloads anything, nor finds what its user has downloaded; in subprocesses neither."""
