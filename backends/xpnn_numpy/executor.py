@@ -192,9 +192,11 @@ class PiecesExecutor(Executor):
                 for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
                     first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
                     its = tuple(at - first for at in cuts[a : b + 1])
-                    helper.channel.hand("scores", helpers.known[self], helper.unseen(ready.version, *given), part, its)
+                    unseen = helper.unseen(ready.version, *given)
+                    what = "scores", helpers.known[self], its, [tuple(arrays) for arrays in unseen]
+                    helper.channel.hand(what, part, *(array for arrays in unseen for array in arrays.values()))
                 own = self.scores(*given, images, cuts[: bounds[1] + 1])
-                return np.concatenate([own, *(helper.answer()[0] for helper in lent)])
+                return np.concatenate([own, *(scores for helper in lent for scores in helper.answer()[1])])
         with helpers.counting():
             return self.scores(*given, images, cuts, self._crew(n))
 
@@ -284,26 +286,43 @@ class PiecesExecutor(Executor):
                 return None
             own, *others = [cuts[a:b] for a, b in pairwise(_cuts(len(cuts), len(lent) + 1))]
             for helper, its in zip(lent, others, strict=True):
-                first, part = its[0][0], _part(batch, its[0][0], its[-1][-1])
-                task = weights, stats, *part, scale, [tuple(at - first for at in lane) for lane in its]
+                first, (x, y, masks) = its[0][0], _part(batch, its[0][0], its[-1][-1])
+                what = "lanes", helpers.known[self], [tuple(at - first for at in lane) for lane in its]
                 helper.seen = None  # it keeps no weights of an old state
-                helper.channel.hand("lanes", helpers.known[self], *task)
+                helper.channel.hand(what, weights, x, y, scale, *self._others(stats, masks))
 
             def joined(parts: list[tuple[Array, int]]) -> tuple[Array, int]:
                 total = added([*parts, *(part for helper in lent for part in helper.answer()[0])])
                 for helper in lent:
-                    helper.channel.tell(*total)
+                    helper.channel.tell(total)
                 return total
 
             x, y, masks = _part(batch, 0, own[-1][-1])
             flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined)
             for helper in lent:
-                its, *sums = helper.answer()
-                flats += its
-                losses += [loss.copy() for loss in sums[0]]
-                rights += [right.copy() for right in sums[1]]
+                done = helper.answer()[1]
+                n = len(done) // 3
+                flats += done[:n]
+                losses += [loss.copy() for loss in done[n : 2 * n]]
+                rights += [right.copy() for right in done[2 * n :]]
             return [_sum(flats)], new, losses, rights  # nothing of a helper's, who is asked by others from here on
         return None
+
+    def handed(
+        self, weights: Array, images: Array, targets: Array, scale: Array, *others: Array, cuts: Any, joined: Joined
+    ) -> Lanes:
+        """As `lanes`, of what a helper is handed."""
+        stats, draws = self._named(others)
+        return self.lanes(weights, stats, images, targets, draws, scale, cuts, None, joined)
+
+    def _others(self, stats: Mapping[str, Array], draws: Mapping[str, Array]) -> list[Array]:
+        """The arrays of both, for who can do with arrays alone."""
+        return [*(stats[path] for path in self.stats), *(draws[draw.path] for draw in self.draws)]
+
+    def _named(self, others: Sequence[Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Statistics and masks by their paths again."""
+        masked, n = [draw.path for draw in self.draws], len(self.stats)
+        return dict(zip(self.stats, others[:n], strict=True)), dict(zip(masked, others[n:], strict=True))
 
     def _help(self, parts: int) -> AbstractContextManager[list[Helper]]:
         """Helpers for so many parts of a batch, of which some are done here."""
@@ -385,8 +404,8 @@ class PiecesExecutor(Executor):
         """As `_gradient`, played where it is small: a `sole` gradient is then overwritten by the next one here."""
         if not self._small(images):
             return self._gradient(self.backend.ops, weights, stats, images, targets, draws, scale)
-        others = *(stats[path] for path in self.stats), *(draws[draw.path] for draw in self.draws)
-        flat, loss, right, *new = self._played(weights, images, targets, np.asarray(scale, self.dtype), *others)
+        arrays = weights, images, targets, np.asarray(scale, self.dtype), *self._others(stats, draws)
+        flat, loss, right, *new = self._played(*arrays)
         its = {path: stat.copy() for path, stat in zip(self.stats, new, strict=True)}
         return flat if sole else flat.copy(), its, loss[()], right[()]
 
@@ -397,14 +416,11 @@ class PiecesExecutor(Executor):
     @cached_property
     def _played(self) -> Played:
         """A step as a function of arrays alone."""
-        masked = [draw.path for draw in self.draws]
         ops = Ops(self._kernels, self.backend.column_bytes)
 
         def step(weights: Array, images: Array, targets: Array, scale: Array, *others: Array) -> list[Array]:
-            stats, draws = dict(zip(self.stats, others, strict=False)), others[len(self.stats) :]
-            flat, new, loss, right = self._gradient(
-                ops, weights, stats, images, targets, dict(zip(masked, draws, strict=True)), scale
-            )
+            stats, draws = self._named(others)
+            flat, new, loss, right = self._gradient(ops, weights, stats, images, targets, draws, scale)
             return [flat, loss, right, *(new[path] for path in self.stats)]
 
         return Played(step)

@@ -27,16 +27,22 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import count
-from math import inf
+from itertools import accumulate, count
+from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xpnn.ops._array import Array
 
 if TYPE_CHECKING:
     from xpnn_numpy.executor import PiecesExecutor
 
+Layout = list[tuple[tuple[int, ...], np.dtype[Any]]]
+"""Shapes and dtypes of arrays."""
 PATIENCE = 1.0
 """Seconds of computing, after which helpers are started."""
 AWAKE = 2e-3
@@ -65,43 +71,46 @@ class OursAlone(pickle.Unpickler):
 
 
 class Channel:
-    """Objects to and fro between two processes; large arrays in them through memory that both see."""
+    """Messages to and fro between two processes; the arrays of one through memory that both see.
+
+    What is handed over step by step differs in its numbers alone. So of a message like the one before it only these
+    are copied, to where those were, and whoever receives it has the views already.
+    """
 
     def __init__(self, line: socket.socket, outgoing: int, incoming: int) -> None:
         self.line, self.rooms = line, [memoryview(b""), memoryview(b"")]
         self.files: tuple[int, ...] = outgoing, incoming
+        self.handed: tuple[Any, Layout] | None = None
+        self.views, self.received = list[Array](), (None, list[Array]())
 
-    def tell(self, *message: Any) -> None:
+    def tell(self, what: Any) -> None:
         """Send what is small."""
-        self._send(pickle.dumps(message), [], 0)
+        self._send(pickle.dumps((what, None)))
 
-    def hand(self, *message: Any) -> None:
-        """Send arrays; who receives them sees them until the next are handed over."""
-        buffers, spans, size = list[pickle.PickleBuffer](), list[tuple[int, int]](), 0
-        data = pickle.dumps(message, 5, buffer_callback=buffers.append)
-        raws = [buffer.raw() for buffer in buffers]
-        for raw in raws:
-            spans.append((size, size + raw.nbytes))
-            size += -(-raw.nbytes // ALIGNED) * ALIGNED
-        room = self._room(0, size)
-        for raw, (start, stop) in zip(raws, spans, strict=True):
-            room[start:stop] = raw
-        self._send(data, spans, size)
+    def hand(self, what: Any, *arrays: Array) -> None:
+        """Send arrays, and what they are; who receives them sees them until the next are handed over."""
+        message, data = (what, [(array.shape, array.dtype) for array in arrays]), b""
+        if message != self.handed:
+            self.views, data, self.handed = self._views(0, message[1]), pickle.dumps(message), message
+        for view, array in zip(self.views, arrays, strict=True):
+            view[...] = array
+        self._send(data)
 
-    def _send(self, data: bytes, spans: list[tuple[int, int]], size: int) -> None:
-        packed = pickle.dumps((data, spans, size))
+    def _send(self, data: bytes) -> None:
         try:
-            self.line.sendall(len(packed).to_bytes(HEAD, "little") + packed)
+            self.line.sendall(len(data).to_bytes(HEAD, "little") + data)
         except OSError as e:
             raise Lost from e
 
-    def receive(self) -> tuple[Any, ...]:
-        """The next message."""
-        length = int.from_bytes(self._head(), "little")
-        data, spans, size = pickle.loads(self._exactly(length, b""))
-        room = self._room(1, size)
-        message: tuple[Any, ...] = pickle.loads(data, buffers=[room[start:stop] for start, stop in spans])
-        return message
+    def receive(self) -> tuple[Any, list[Array]]:
+        """The next message: what was told, or what was handed over, and the arrays."""
+        if length := int.from_bytes(self._head(), "little"):
+            what, layout = pickle.loads(self._exactly(length, b""))
+            if layout is None:
+                return what, []
+            self.received = what, self._views(1, layout)
+        what, views = self.received
+        return what, [view[...] for view in views]  # new ones, for who knows an array again looks at it no more
 
     def came(self, what: bytes) -> bool:
         """Whether the other side has just said this.
@@ -135,16 +144,18 @@ class Channel:
             raise Lost
         return found
 
-    def _room(self, side: int, size: int) -> memoryview:
-        """The memory of what goes out (0) or comes in (1), grown where it is smaller."""
-        if self.rooms[side].nbytes < size:
+    def _views(self, side: int, layout: Layout) -> list[Array]:
+        """Of the memory of what goes out (0) or comes in (1), which grows where it is smaller."""
+        sizes = [-(-prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED for shape, dtype in layout]
+        if self.rooms[side].nbytes < sum(sizes):
             try:
                 if not side:
-                    os.ftruncate(self.files[side], size)
-                self.rooms[side] = memoryview(mmap.mmap(self.files[side], size))
+                    os.ftruncate(self.files[side], sum(sizes))
+                self.rooms[side] = memoryview(mmap.mmap(self.files[side], sum(sizes)))
             except (OSError, ValueError) as e:  # no more memory, or a limit of the user's
                 raise Lost from e
-        return self.rooms[side]
+        places = zip(layout, accumulate(sizes, initial=0), strict=False)
+        return [np.ndarray(shape, dtype, self.rooms[side], place) for (shape, dtype), place in places]
 
     def close(self) -> None:
         """Leave; the other side is told."""
@@ -187,19 +198,19 @@ class Helper:
                 self.ready = self.channel.came(HELLO)
         return self.ready
 
-    def unseen(self, version: int, *weights: Any) -> tuple[Any, ...]:
+    def unseen(self, version: int, *weights: Mapping[str, Array]) -> tuple[Mapping[str, Array], ...]:
         """The weights to hand over to predict with: none where it has this version of them."""
         if self.seen == version:
             return ()
         self.seen = version
         return weights
 
-    def answer(self) -> tuple[Any, ...]:
-        """What it has to say next."""
-        kind, *answer = self.channel.receive()
+    def answer(self) -> tuple[Any, list[Array]]:
+        """What it has to say or to hand over next."""
+        (kind, what), arrays = self.channel.receive()
         if kind == "failed":
-            raise Lost(*answer)
-        return tuple(answer)
+            raise Lost(what)
+        return what, arrays
 
     def end(self) -> None:
         """Whatever it does."""
@@ -259,7 +270,7 @@ class Helpers:
         if executor not in self.known:
             number = next(self.numbers)
             for helper in self.all:
-                helper.channel.tell("meet", number, list(self.known.values()), executor.recipe)
+                helper.channel.tell(("meet", number, list(self.known.values()), executor.recipe))
             answers = [helper.answer()[0] for helper in self.all]
             self.known[executor] = number if all(answers) else None
             _give_back()  # what all lanes took here, for from now on some are elsewhere
@@ -304,27 +315,29 @@ def serve(line: int, outgoing: int, incoming: int) -> None:
         return True
 
     def joined(parts: Any) -> Any:
-        channel.tell("parts", parts)
-        return channel.receive()
+        channel.tell(("parts", parts))
+        return channel.receive()[0]
 
     with session(1), suppress(Lost):
         channel.line.sendall(HELLO)
         while True:
-            kind, number, *rest = channel.receive()
+            (kind, number, *rest), arrays = channel.receive()
             try:
                 if kind == "meet":
-                    channel.tell("met", meet(number, *rest))
+                    channel.tell(("met", meet(number, *rest)))
                 elif kind == "lanes":
                     seen = []
-                    flats, _, losses, rights = executors[number].lanes(*rest, None, joined)
-                    channel.hand("done", flats, losses, rights)
+                    flats, _, losses, rights = executors[number].handed(*arrays, cuts=rest[0], joined=joined)
+                    channel.hand(("done", None), *flats, *losses, *rights)
                 else:
-                    unseen, *part = rest
-                    if unseen:  # kept as copies: they are seen until the next arrays are handed over
-                        seen = [{path: a.copy() for path, a in arrays.items()} for arrays in unseen]
-                    channel.hand("done", executors[number].scores(*seen, *part))
+                    cuts, names = rest
+                    images, *unseen = arrays
+                    if names:  # kept as copies: they are seen until the next arrays are handed over
+                        copies = iter([array.copy() for array in unseen])
+                        seen = [{path: next(copies) for path in paths} for paths in names]
+                    channel.hand(("done", None), executors[number].scores(*seen, images, cuts))
             except Exception:
-                channel.tell("failed", traceback.format_exc())
+                channel.tell(("failed", traceback.format_exc()))
 
 
 helpers = Helpers()

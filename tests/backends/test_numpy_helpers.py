@@ -69,9 +69,9 @@ def asked(monkeypatch):
     """What helpers are asked for; "seen": without the weights."""
     found, hand = [], Channel.hand
 
-    def noting(channel, *message):
-        found.append("seen" if message[0] == "scores" and not message[2] else message[0])
-        hand(channel, *message)
+    def noting(channel, what, *arrays):
+        found.append("seen" if what[0] == "scores" and not what[3] else what[0])
+        hand(channel, what, *arrays)
 
     monkeypatch.setattr(Channel, "hand", noting)
     return found
@@ -128,7 +128,7 @@ def test_weights_are_let_go_for_training(helpers):
     trainer.predict(IMAGES[:35])
     trainer.fit(IMAGES[:35], LABELS[:35], batch_size=35)
     with helpers.lent(trainer.executor, 2) as lent:
-        lent[0].channel.hand("scores", helpers.known[trainer.executor], (), IMAGES[:4], [0, 4])
+        lent[0].channel.hand(("scores", helpers.known[trainer.executor], (0, 4), []), IMAGES[:4])
         with pytest.raises(Lost, match="TypeError"):
             lent[0].answer()
 
@@ -202,9 +202,10 @@ def test_what_fails_there_is_done_here(helpers, monkeypatch, model):
     trainer, hand, sent = trainer_of(MODELS[model]), Channel.hand, []
     come(helpers, trainer)
 
-    def garbled(channel, kind, number, *message):
+    def garbled(channel, what, *arrays):
+        kind, number, *rest = what
         sent.append(kind)
-        hand(channel, kind, number + 1, *message)
+        hand(channel, (kind, number + 1, *rest), *arrays)
 
     monkeypatch.setattr(Channel, "hand", garbled)
     assert_same_bits(fitted(trainer), expected)
@@ -411,28 +412,70 @@ def channels():
     there.close()
 
 
+SHAPES = [(3,), (0, 4), (), (300, 200), (2,), (2,)]
+
+
 def test_arrays_go_to_and_fro(channels):
     here, there = channels
     rng = np.random.default_rng(0)
-    for shape in [(3,), (0, 4), (), (300, 200), (2,)]:
+    for shape in SHAPES:
         arrays = rng.random(shape, np.float32), rng.integers(0, 9, 7)
-        here.hand("some", {"arrays": arrays}, 1.5)
-        kind, found, number = there.receive()
-        assert (kind, number) == ("some", 1.5)
-        for one, other in zip(found["arrays"], arrays, strict=True):
+        here.hand(("some", 1.5), *arrays)
+        what, found = there.receive()
+        assert what == ("some", 1.5)
+        for one, other in zip(found, arrays, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
-        there.hand(found)
-        np.testing.assert_array_equal(here.receive()[0]["arrays"][0], arrays[0])
+        there.hand(None, *found)
+        np.testing.assert_array_equal(here.receive()[1][0], arrays[0])
+
+
+def test_of_a_message_like_the_last_only_numbers_are_sent(channels, monkeypatch):
+    """As new arrays, each time: a recording does not copy the weights that it has seen."""
+    here, there = channels
+    sent, send = [], Channel._send
+
+    def noting(channel, data):
+        sent.append(len(data))
+        send(channel, data)
+
+    monkeypatch.setattr(Channel, "_send", noting)
+    found = []
+    for what, shape, dtype in [(1, 3, "f4"), (1, 3, "f4"), (2, 3, "f4"), (2, 3, "i4"), (2, 4, "i4"), (2, 4, "i4")]:
+        numbers = np.arange(shape, dtype=dtype)[::-1] + len(sent)
+        here.hand(what, numbers)
+        its, (array,) = there.receive()
+        assert (its, array.dtype) == (what, dtype)
+        np.testing.assert_array_equal(array, numbers)
+        assert not any(array is other for other in found)
+        found.append(array)
+    assert [size > 0 for size in sent] == [True, False, True, True, True, False]
+
+
+def test_a_message_without_room_is_no_message_like_the_next(channels, monkeypatch):
+    here, there = channels
+    here.hand("some", np.arange(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError))
+        with pytest.raises(Lost):
+            here.hand("more", np.arange(300_000))
+    here.hand("some", np.arange(3, 6))
+    assert there.receive()[0] == "some"
+    np.testing.assert_array_equal(there.receive()[1][0], np.arange(3, 6))
 
 
 def test_what_is_told_leaves_what_was_handed_over(channels):
     here, there = channels
-    here.hand(np.arange(5))
-    (kept,) = there.receive()
+    here.hand("some", np.arange(5))
+    what, (kept,) = there.receive()
     here.tell(np.zeros(5))
-    np.testing.assert_array_equal(there.receive()[0], np.zeros(5))
+    told, none = there.receive()
+    np.testing.assert_array_equal(told, np.zeros(5))
     np.testing.assert_array_equal(kept, np.arange(5))
+    assert (what, none) == ("some", [])
+    here.hand("some", np.arange(5) + 1)
+    assert there.receive()[0] == "some"
+    np.testing.assert_array_equal(kept, np.arange(5) + 1)
 
 
 def test_who_is_gone_is_lost(channels):
