@@ -35,7 +35,6 @@ from xpnn_numpy.lanes import (
     LANES,
     LEAST,
     LEAST_HELPED,
-    LEAST_PREDICTED,
     MOST,
     Crew,
     Joined,
@@ -175,7 +174,7 @@ class PiecesExecutor(Executor):
     def _scores(self, state: State, images: Array) -> Array:
         """As the plain one, piece by piece."""
         n = len(images)
-        lanes = self._lanes_of(n, LEAST_PREDICTED)
+        lanes = self._lanes_of(n, LEAST_HELPED)
         most = min(self._most(), PLAYED_WORK // max(self.sample_work, 1)) if self.recordable else self._most()
         pieces = min(-(-_pieces(n, int(most)) // lanes) * lanes, max(n, 1)) if self.divisible else 1
         if pieces == 1:
@@ -375,7 +374,8 @@ class PiecesExecutor(Executor):
                 if meets:
                     done = self._gradient(self._ops[i], weights, stats, x, y, masks, scale)
                 else:
-                    done = self._piece(weights, stats, x, y, masks, scale, sole=lanes == len(parts) == 1)
+                    passing = start != cuts[i][0] or lanes == len(parts) == 1
+                    done = self._piece(weights, stats, x, y, masks, scale, passing=passing)
                 if start == cuts[i][0]:
                     flat, new, loss, right = done
                 else:
@@ -399,15 +399,15 @@ class PiecesExecutor(Executor):
         draws: Mapping[str, Array],
         scale: Array,
         *,
-        sole: bool,
+        passing: bool,
     ) -> tuple[Array, dict[str, Array], Array, Array]:
-        """As `_gradient`, played where it is small: a `sole` gradient is then overwritten by the next one here."""
+        """As `_gradient`, played where it is small: a `passing` gradient is then overwritten by the next."""
         if not self._small(images):
             return self._gradient(self.backend.ops, weights, stats, images, targets, draws, scale)
         arrays = weights, images, targets, np.asarray(scale, self.dtype), *self._others(stats, draws)
         flat, loss, right, *new = self._played(*arrays)
         its = {path: stat.copy() for path, stat in zip(self.stats, new, strict=True)}
-        return flat if sole else flat.copy(), its, loss[()], right[()]
+        return flat if passing else flat.copy(), its, loss[()], right[()]
 
     def _small(self, images: Array) -> bool:
         """Whether what is done with them is played."""

@@ -31,9 +31,9 @@ LANES = ((32 << 20, 8), (16 << 20, 4), (2 << 20, 2))
 A call of NumPy that other threads wait for costs some 100 µs beside its work, so lanes must be large.
 """
 MOST = LANES[0][1]
-LEAST, LEAST_HELPED, LEAST_PREDICTED = 2_200_000, 950_000, 1_400_000
+LEAST, LEAST_HELPED = 2_200_000, 950_000
 """Multiply-adds of a layer, on average, from which on NumPy's own kernels have two lanes, however small the images: for
-threads, and where lanes do not meet for helpers, which do not wait for each other's calls; the last to predict."""
+threads, and where lanes do not meet for helpers, which do not wait for each other's calls."""
 
 
 @contextmanager
