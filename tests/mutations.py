@@ -232,8 +232,20 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "what is told overwrites what was handed over": (
         "tests/backends/test_numpy_helpers.py::test_what_is_told_leaves_what_was_handed_over",
         "backends/xpnn_numpy/helpers.py",
-        "self._send(pickle.dumps(message), [], 0)",
-        "self.hand(*message)",
+        "self._send(pickle.dumps((what, None)))",
+        "self.hand(what, what)",
+    ),
+    "a message is taken for one like the last": (
+        "tests/backends/test_numpy_helpers.py::test_of_a_message_like_the_last_only_numbers_are_sent",
+        "backends/xpnn_numpy/helpers.py",
+        "if message != self.handed:",
+        "if self.handed is None or message[1] != self.handed[1]:",
+    ),
+    "helpers go on with the weights that they have seen": (
+        "tests/backends/test_numpy_helpers.py::test_the_bits_of_threads",
+        "backends/xpnn_numpy/helpers.py",
+        "[view[...] for view in views]",
+        "views",
     ),
     "rows left over by the runs of a product": (
         "tests/backends/test_numpy_products.py",
