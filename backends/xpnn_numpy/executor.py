@@ -288,7 +288,7 @@ class PiecesExecutor(Executor):
                 first, (x, y, masks) = its[0][0], _part(batch, its[0][0], its[-1][-1])
                 what = "lanes", helpers.known[self], [tuple(at - first for at in lane) for lane in its]
                 helper.seen = None  # it keeps no weights of an old state
-                helper.channel.hand(what, weights, x, y, scale, *self._others(stats, masks))
+                helper.channel.hand(what, weights, x, y, np.asarray(scale, self.dtype), *self._others(stats, masks))
 
             def joined(parts: list[tuple[Array, int]]) -> tuple[Array, int]:
                 total = added([*parts, *(part for helper in lent for part in helper.answer()[0])])

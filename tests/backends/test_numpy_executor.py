@@ -81,6 +81,18 @@ def test_much_work_on_small_images_has_two_lanes(kernels, model, least, work, sa
     assert trainer.executor._count(samples) == (expected if kernels == "plain" else 1)
 
 
+@pytest.mark.parametrize(("work", "expected"), [(1, [35, 35]), (0.9, [70])])
+@pytest.mark.parametrize("model", MODELS)
+def test_much_work_is_predicted_in_two_lanes(monkeypatch, model, work, expected):
+    monkeypatch.setenv("XPNN_KERNELS", "plain")
+    trainer, seen = xpnn.Trainer(MODELS[model], backend="numpy", seed=1).build((12, 12, 1)), []
+    trainer.executor.sample_work = work * lanes.LEAST_HELPED / 70
+    predicted = trainer.executor._predicted
+    monkeypatch.setattr(trainer.executor, "_predicted", lambda w, s, x: (seen.append(len(x)), predicted(w, s, x))[1])
+    trainer.predict(IMAGES)
+    assert seen == expected
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("samples", [1, 3, 4, 5, 31, 32, 33, 64, 70])

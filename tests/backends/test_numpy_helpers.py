@@ -94,6 +94,19 @@ def test_the_bits_of_threads(helpers, asked, monkeypatch, model, threads, lanes)
     assert not asked
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gradient_for_who_asks_for_it_alone(helpers, model):
+    """With a number as its scale."""
+    trainer = trainer_of(MODELS[model])
+    given = trainer._state, IMAGES, LABELS, trainer._draws(0, 70), 1 / 70
+    expected = trainer.executor.gradient(*given)
+    come(helpers, trainer)
+    found = trainer.executor.gradient(*given)
+    for one, other in zip((found[0], *found[1].values()), (expected[0], *expected[1].values()), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(helpers.all) == 2  # none has failed, whose part threads would do
+
+
 def test_weights_are_shown_once(helpers, asked, monkeypatch):
     """For as many predictions as they hold."""
     monkeypatch.setenv("XPNN_THREADS", "2")
@@ -120,6 +133,16 @@ def test_weights_are_shown_once(helpers, asked, monkeypatch):
     np.testing.assert_array_equal(trainer.predict(IMAGES[:35]), found[0])
     assert asked[-2:] == ["lanes", "scores"]
     assert len(helpers.all) == 2  # none has failed, whose part threads would do
+
+
+def test_weights_are_kept_where_more_images_do_not_reach(helpers, asked):
+    trainer = trainer_of(MODELS["per-sample"])
+    expected = trainer.predict(IMAGES)
+    come(helpers, trainer)
+    del asked[:]
+    trainer.predict(IMAGES[:8])
+    np.testing.assert_array_equal(trainer.predict(IMAGES), expected)
+    assert asked == ["scores"] * 2 + ["seen"] * 2
 
 
 def test_weights_are_let_go_for_training(helpers):
