@@ -110,7 +110,7 @@ class Channel:
                 return what, []
             self.received = what, self._views(1, layout)
         what, views = self.received
-        return what, [view[...] for view in views]  # new ones, for who knows an array again looks at it no more
+        return what, [view[...] for view in views]  # new objects: a recording copies no weights that it knows
 
     def came(self, what: bytes) -> bool:
         """Whether the other side has just said this.

@@ -45,6 +45,26 @@ def test_the_name_of_what_is_best():
         best(records, "accuracy")
 
 
+@pytest.mark.parametrize("monitored", [Checkpoint, EarlyStopping], ids=lambda cls: cls.__name__)
+def test_what_no_epoch_has_is_noticed_before_the_first(tmp_path, monitored):
+    trainer, seen = plain(), []
+    options = {"folder": tmp_path} if monitored is Checkpoint else {}
+
+    class Names(Callback):
+        def on_begin(self, fit):
+            seen[:] = fit.names
+
+    message = "monitor='validation_accuracy'; an epoch is described by epoch, loss, accuracy, lr, seconds, images_per_s"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(IMAGES, LABELS, callbacks=[monitored(monitor="validation_accuracy", **options)])
+    assert trainer.step == 0
+    assert not list(tmp_path.iterdir())
+    for name in ("validation_accuracy", "accuracy", None):
+        callbacks = [monitored(monitor=name, **options), Names()]
+        (record,) = trainer.fit(IMAGES, LABELS, validation_data=(IMAGES, LABELS), callbacks=callbacks)
+        assert list(record) == seen
+
+
 @pytest.mark.parametrize(
     ("values", "patience", "stops"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ class Checkpoint(Callback):
 
     def on_begin(self, fit: Fit) -> None:
         """Write the state before the first step."""
+        _monitor(fit.names, self.monitor)  # now, not after an epoch
         self._save(fit)
 
     def on_step(self, fit: Fit) -> None:
@@ -113,6 +114,7 @@ class EarlyStopping(Callback):
 
     def on_begin(self, fit: Fit) -> None:
         """What had ended for this reason ends again."""
+        _monitor(fit.names, self.monitor)
         self._look(fit)
 
     def on_epoch(self, fit: Fit, record: Record) -> None:
@@ -166,11 +168,11 @@ def best(records: list[Record], monitor: str | None = None, least: float = 0.0) 
     return place
 
 
-def _monitor(record: Record, monitor: str | None) -> str:
-    known = ("validation_accuracy", "validation_loss", "accuracy", "loss")
-    name = monitor or next(n for n in known if n in record)
-    if name not in record:
-        raise ValueError(f"monitor={name!r}; an epoch is described by {', '.join(record)}")
+def _monitor(names: Iterable[str], monitor: str | None) -> str:
+    known, names = ("validation_accuracy", "validation_loss", "accuracy", "loss"), list(names)
+    name = monitor or next(n for n in known if n in names)
+    if name not in names:
+        raise ValueError(f"monitor={name!r}; an epoch is described by {', '.join(names)}")
     return name
 
 

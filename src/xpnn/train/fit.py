@@ -97,14 +97,20 @@ class Fit:
         done: steps done in all epochs.
         images: trained in this epoch.
         records: of the epochs that are done.
+        names: of the values in a record.
         lr: learning rate of the last step.
         seconds: that the epoch took so far.
         between_steps: whether the weights are those after a whole step: False only where a step itself failed.
         stopped: why training stops, as given to `stop`; None where it goes on.
     """
 
-    def __init__(self, trainer: Trainer, source: Source, epochs: int, augment: Augment | None) -> None:
+    def __init__(
+        self, trainer: Trainer, source: Source, epochs: int, augment: Augment | None, *, validated: bool
+    ) -> None:
         self.trainer, self.source, self.epochs, self.augment = trainer, source, epochs, augment
+        means = Sums().means(trainer.loss)
+        validation = [f"validation_{name}" for name in means if validated]
+        self.names = ["epoch", *means, "lr", "seconds", "images_per_second", *validation]
         self.epoch = self.step = self.done = self.images = 0
         self.lr = self._seconds = 0.0
         self.records: list[Record] = []

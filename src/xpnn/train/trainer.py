@@ -204,7 +204,8 @@ class Trainer:
             pair = pair and not isinstance(validation_data[0], tuple)  # that is a source of two batches
             x, y = validation_data if pair else (validation_data, None)
             validation = self._source(x, y, batch_size)
-        fit, callbacks = Fit(self, source, epochs, augment), tuple(callbacks)
+        fit = Fit(self, source, epochs, augment, validated=validation is not None)
+        callbacks = tuple(callbacks)
         if resume:
             fit.go_on(self.position)
         self._fit, self.position = fit, None
