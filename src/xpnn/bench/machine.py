@@ -72,7 +72,8 @@ class Others:
         if now is None or self.begun is None:
             return None
         seconds, own, everyone = (b - a for a, b in zip(self.begun, now, strict=True))
-        return max(0.0, everyone - own) / (seconds * (os.cpu_count() or 1))
+        share = (everyone - own) / (seconds * (os.cpu_count() or 1))
+        return min(max(share, 0.0), 1.0)  # time is counted in ticks, of which few are many in a short while
 
     def _now(self) -> tuple[float, float, float] | None:
         """Seconds of the clock, of this process and its children, and of all processes."""
