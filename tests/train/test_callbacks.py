@@ -57,6 +57,8 @@ def test_what_no_epoch_has_is_noticed_before_the_first(tmp_path, monitored):
     message = "monitor='validation_accuracy'; an epoch is described by epoch, loss, accuracy, lr, seconds, images_per_s"
     with pytest.raises(ValueError, match=message):
         trainer.fit(IMAGES, LABELS, callbacks=[monitored(monitor="validation_accuracy", **options)])
+    with pytest.raises(ValueError, match=r"choose one of these .* where fit is given validation_data"):
+        trainer.fit(IMAGES, LABELS, callbacks=[monitored(monitor="acuracy", **options)])
     assert trainer.step == 0
     assert not list(tmp_path.iterdir())
     for name in ("validation_accuracy", "accuracy", None):

@@ -172,7 +172,10 @@ def _monitor(names: Iterable[str], monitor: str | None) -> str:
     known, names = ("validation_accuracy", "validation_loss", "accuracy", "loss"), list(names)
     name = monitor or next(n for n in known if n in names)
     if name not in names:
-        raise ValueError(f"monitor={name!r}; an epoch is described by {', '.join(names)}")
+        raise ValueError(
+            f"monitor={name!r}; an epoch is described by {', '.join(names)}: choose one of these "
+            "(validation_… are there where fit is given validation_data)"
+        )
     return name
 
 
