@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from xpnn_numpy import NumPyBackend
 from xpnn_numpy.kernels import KERNELS
+from xpnn_numpy.kernels._in_place import InPlace
 from xpnn_numpy.kernels.convolution import windows_of
 from xpnn_numpy.kernels.joined import _prizes, _rounds, _tournament
 
@@ -201,6 +202,6 @@ def test_shares_are_added_up_in_blocks_of_columns():
     """Of windows that are seen in place there are none until then."""
     w = window("test", (32, 32), 3, 1, "valid", 1)
     windows = windows_of(numbers(64, 32, 32, 16), w, 16, backward=True)
-    assert windows.in_place
+    assert isinstance(windows, InPlace)
     blocks = [len(list(each.blocks(1 << 20))) for each in (windows, windows.for_shares(w))]
     assert blocks == [8, 22]

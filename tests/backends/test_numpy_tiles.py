@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from xpnn_numpy.kernels import KERNELS, _in_place, _tiles
-from xpnn_numpy.kernels._in_place import beginnings, interleaved, seen_in_place
+from xpnn_numpy.kernels._in_place import interleaved, seen_in_place
 from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels.convolution import windows_of
 
@@ -39,6 +39,7 @@ GEOMETRIES = [
     ((3, 8, 7), (3, 3), {"padding": 1}), ((3, 8, 7), (3, 3), {}), ((2, 9, 6), (3, 2), {"padding": ((1, 0), (0, 2))}),
     ((2, 8, 9), (3, 3), {"stride": (1, 2), "dilation": (1, 2), "padding": 1}), ((2, 12), (3,), {"padding": 1}),
     ((2, 4, 5, 6), (3, 2, 3), {}), ((1, 4, 1), (3, 1), {}), ((2, 6, 6), (3, 3), {"padding": (3, 0)}),
+    ((2, 6, 6), (3, 3), {"padding": (0, 2)}), ((2, 6, 5), (3, 4), {"padding": (1, 2)}),
 ]  # fmt: skip
 
 
@@ -154,18 +155,33 @@ def test_they_have_to_pay(monkeypatch, limit, most):
         assert isinstance(windows_of(image, w, 5, backward=False), Tiles) == alone
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-@pytest.mark.parametrize("pixels", [5, 6, 7, 20])
-def test_interleaved_windows_are_all_there_are_and_no_copies(pixels, k):
-    a = numbers(2, pixels, 3)
-    found = np.full((pixels, 2, k * 3), np.nan)
-    for windows, begun in zip(interleaved(a, k), beginnings(np.arange(pixels)[:, None], k), strict=True):
-        assert windows.base is not None
-        assert not windows.size or np.shares_memory(windows, a)
-        found[begun[:, 0]] = windows.transpose(1, 0, 2)
-    for first in range(pixels - k + 1):
-        np.testing.assert_array_equal(found[first], a[:, first : first + k].reshape(2, -1))
-    assert np.isnan(found[pixels - k + 1 :]).all()
+@pytest.mark.parametrize(("k", "gap"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize("n", [5, 6, 7, 20])
+def test_interleaved_windows_are_all_there_are_and_no_copies(n, k, gap):
+    """Those that begin in a stack, and end in it or in the gap behind it, with which the next one begins."""
+    pixels, found = numbers(2 * n + gap, 3), np.full((2, n, k * 3), np.nan)
+    begun = np.arange(2 * n).reshape(2, n, 1)
+    for windows, at in interleaved(pixels, begun, k, gap):
+        assert not windows.size or (np.shares_memory(windows, pixels) and np.shares_memory(at, begun))
+        found.reshape(2 * n, -1)[at[..., 0]] = windows
+    last = min(n, n + gap - k + 1)
+    for stack, first in np.ndindex(2, last):
+        at = stack * n + first
+        np.testing.assert_array_equal(found[stack, first], pixels[at : at + k].reshape(-1))
+    assert np.isnan(found[:, last:]).all()
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_what_no_window_gives_is_no_number_of_anybodys(monkeypatch, padding):
+    """Memory that nobody wrote to: its sums would be warnings."""
+    monkeypatch.setattr(_in_place, "WASTE", 1 << 30)
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(_in_place, "empty", lambda shape, like: rng.choice([np.inf, -np.inf], shape).astype(like.dtype))
+    x, weight, bias = numbers(2, 8, 6, 4), numbers(5, 3, 3, 4, seed=1), numbers(5, seed=2)
+    y, backward = OPS.conv(x, weight, bias, padding=padding)
+    expected, back = STANDARD.conv(x, weight, bias, padding=padding)
+    for one, other in zip((y, *backward(y)), (expected, *back(y)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
 
 
 def test_in_place_are_windows_side_by_side_of_few_kernels(monkeypatch):
@@ -173,6 +189,10 @@ def test_in_place_are_windows_side_by_side_of_few_kernels(monkeypatch):
     image = [((32, 32), 3, 1, 1), ((32, 32), (3, 1), 1, 1), ((32, 32), 3, (1, 2), 1), ((32, 32), 3, 1, (1, 2))]
     windows = [window("test", n, size, stride, "same", dilation) for n, size, stride, dilation in image]
     assert [seen_in_place(w, 16) for w in windows] == [True, False, False, False]
-    assert [seen_in_place(windows[0], c_out) for c_out in (24, 25)] == [True, False]
+    assert [seen_in_place(windows[0], c_out) for c_out in (48, 49)] == [True, False]
+    pads = [(0, 0), (2, 2), (3, 3), (0, 1), (1, 2)]
+    assert [seen_in_place(window("test", (32, 32), 3, 1, ((1, 1), pad), 1), 1) for pad in pads] == [True] * 2 + [
+        False
+    ] * 3
     assert not seen_in_place(window("test", (32,), 3, 1, "same", 1), 1)
     assert not seen_in_place(window("test", (32, 32, 32), 3, 1, "same", 1), 1)

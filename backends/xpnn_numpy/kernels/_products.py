@@ -90,10 +90,11 @@ def _in_runs(a: Host, b: Host, out: Host, length: int) -> None:
 
 @lru_cache(maxsize=4096)
 def _length(rows: int, most: int) -> int:
-    """How long runs are, of at most so many rows: a little less than that, if it leaves none over."""
+    """How long runs are, of at most so many rows: a little less than that, if it leaves none over, or runs are even."""
     longest = most // LEAST * LEAST
-    even = (length for length in range(longest, longest * 3 // 4 - 1, -LEAST) if rows % length == 0)
-    return next(even, longest)
+    whole = (length for length in range(longest, longest * 3 // 4 - 1, -LEAST) if rows % length == 0)
+    runs = -(-rows // longest)
+    return next(whole, -(-rows // (runs * LEAST)) * LEAST)
 
 
 @lru_cache(maxsize=4096)

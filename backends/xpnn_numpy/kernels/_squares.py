@@ -22,7 +22,7 @@ from xpnn.ops._window import Window
 from xpnn_numpy.kernels._products import multiply
 from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
 from xpnn_numpy.kernels._tiles import SUMS, mapped
-from xpnn_numpy.kernels._windows import Block, blocks
+from xpnn_numpy.kernels._windows import Biased, Block, blocks, unbiased
 
 LEAST_CHANNELS, LEAST_SQUARES = 48, 100
 """Channels, and squares of all images, from which on the products save more than the sums cost."""
@@ -69,11 +69,12 @@ class Squares:
         by_line = mapped(weight.transpose(1, 2, 3, 0))
         return whole(mapped(by_line.swapaxes(0, 1)).swapaxes(0, 1))
 
-    def respond(self, sums: Host, factor: Host, y: Host) -> Host:
-        """Fill a block of responses, and return it."""
+    def respond(self, sums: Host, factor: Host, y: Host, biased: Biased = unbiased) -> Host:
+        """Fill a block of responses, and return it; `biased` adds a bias, here to a quarter as many numbers."""
         (n, lines, columns, c_out), places = y.shape, sums.shape[:-1]
         a, b = sums.reshape(16, -1, sums.shape[-1]), factor.reshape(16, -1, c_out)
         m = multiply(a, b, empty((*a.shape[:-1], c_out), y)).reshape(*places, c_out)
+        biased(m[2, 2])
         done = _pairs(_pairs(m).swapaxes(0, 1))
         y.reshape(n, lines // 2, 2, columns // 2, 2, c_out).transpose(4, 2, 3, 1, 0, 5)[...] = done
         return y

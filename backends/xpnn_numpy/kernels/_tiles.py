@@ -20,17 +20,15 @@ as most often in front of a normalisation. `_squares` and `xpnn_numpy.fast._wino
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, reduce
-from itertools import starmap
+from functools import lru_cache
 from math import prod
 
 import numpy as np
 
 from xpnn.ops._window import Window
-from xpnn_numpy.kernels._in_place import beginnings, interleaved
 from xpnn_numpy.kernels._products import multiply, multiply_across
 from xpnn_numpy.kernels._rows import Host, empty, whole, zeros
-from xpnn_numpy.kernels._windows import EVERY, Block, Windows, blocks, borders_of
+from xpnn_numpy.kernels._windows import EVERY, Biased, Block, Windows, blocks, borders_of, unbiased
 
 SUMS = ((0, np.subtract, 2), (1, np.subtract, 3), (1, np.add, 2), (2, np.subtract, 1))
 """Of the lines d, for each of the products."""
@@ -57,14 +55,14 @@ class Tiles:
     """The windows of a contiguous image, two lines of outputs at a time; used as `Windows` are.
 
     Padding is in the sums alone. Columns and factors are stacks of four, one for each product. With a `pool`, the two
-    lines are those of its windows, and its phases along the other axes are stacked before them. Without one, windows
-    may be seen `in_place`: the sums themselves are what is gathered then, `(4, n, pairs, width, C)`.
+    lines are those of its windows, and its phases along the other axes are stacked before them.
     """
 
-    def __init__(self, image: Host, w: Window, pool: tuple[int, ...], *, in_place: bool = False) -> None:
-        self.image, self.w, self.pool, self.in_place, self.channels = image, w, pool, in_place, image.shape[-1]
+    def __init__(self, image: Host, w: Window, pool: tuple[int, ...]) -> None:
+        self.image, self.w, self.pool, self.channels = image, w, pool, image.shape[-1]
         self.out = tuple(m // p for m, p in zip(w.out, pool, strict=True)) if pool else w.out
         self.phases, self.each = prod(pool[1:]), 2 if pool else 1  # how many lines of responses a line of outputs is
+        self.line = 4 * prod(w.out[1:]) * prod(w.size[1:]) * self.channels  # values of two lines' columns
 
     def for_shares(self, w: Window) -> Tiles:
         """Those whose shares are added up, of all responses that a pool does not drop."""
@@ -72,28 +70,26 @@ class Tiles:
 
     def blocks(self, column_bytes: int) -> Iterator[Block]:
         """The outputs in blocks whose columns take so much, or two lines of one sample."""
-        if self.in_place:
-            values = 4 * prod(self.w.padded[1:]) * self.channels
-        else:
-            values = 4 * prod(self.w.out[1:]) * prod(self.w.size[1:]) * self.channels
-        line = values * self.image.itemsize
-        for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, column_bytes // max(line, 1)):
+        most = column_bytes // max(self.line * self.image.itemsize, 1)
+        for samples, pairs in blocks(len(self.image), self.out[0] * self.each // 2, most):
             yield samples, slice(pairs.start * 2 // self.each, pairs.stop * 2 // self.each)
 
     def gather(self, block: Block) -> Host:
-        """The columns of a block, `(phases, 4, rows, K·C)`, or its sums in place."""
+        """The columns of a block, `(phases, 4, rows, K·C)`."""
         sums, within = self._room(block, empty)
-        lines = self._under(self.image, block)
-        for total, (i, f, j) in zip(within, SUMS, strict=True):
-            _add(f, lines[i], lines[j], total)
-        if self.in_place:
-            return sums
+        self.add(block, within)
         windows = self._beside(sums)
         return windows.gather(EVERY).reshape(self.phases, 4, -1, windows.length)
 
+    def add(self, block: Block, sums: Host) -> None:
+        """Fill the sums of a block, `(4, n, pairs, …, C)`."""
+        lines = self._under(self.image, block)
+        for total, (i, f, j) in zip(sums, SUMS, strict=True):
+            _add(f, lines[i], lines[j], total)
+
     def _room(self, block: Block, make: Callable[..., Host]) -> tuple[Host, Host]:
         """For the sums of a block, `(4, n, pairs, …, C)`, with zeros for padding along the other axes; and within."""
-        samples, first, last = self._pairs(block)
+        samples, first, last = self.pairs(block)
         stacks, lines = (4, samples.stop - samples.start, last - first), self.image.shape[2:]
         shape, borders, within = borders_of((prod(stacks), *lines), self.w.pads[1:])
         sums = make(shape, self.image)
@@ -101,7 +97,8 @@ class Tiles:
             sums[beside] = 0
         return sums.reshape(*stacks, *shape[1:]), sums[within].reshape(*stacks, *lines)
 
-    def _pairs(self, block: Block) -> tuple[slice, int, int]:
+    def pairs(self, block: Block) -> tuple[slice, int, int]:
+        """The samples of a block, and which pairs of lines."""
         samples, lines = block
         return samples, lines.start * self.each // 2, lines.stop * self.each // 2
 
@@ -110,7 +107,7 @@ class Tiles:
 
         Before it, and after the last line, there is padding.
         """
-        samples, first, last = self._pairs(block)
+        samples, first, last = self.pairs(block)
         (before, _), size = self.w.pads[0], self.w.n[0]
         found = []
         for k in range(4):
@@ -130,27 +127,21 @@ class Tiles:
         """What columns are multiplied by, `(4, K·C, C_out)`."""
         return mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 
-    def respond(self, columns: Host, factor: Host, y: Host) -> Host:
-        """Fill a block of responses, and return it."""
+    def respond(self, columns: Host, factor: Host, y: Host, biased: Biased = unbiased) -> Host:
+        """Fill a block of responses, and return it; `biased` adds a bias, here to half as many numbers."""
         upper, lower = self._lines(y)
-        if self.in_place:
-            m = empty((*columns.shape[:-1], y.shape[-1]), y)
-            for windows, begun in self._in_place(columns, m):
-                multiply(windows, factor, begun)
-            m = m[None, ..., : y.shape[-2], :]
-        else:
-            m = multiply(columns, factor, empty((*columns.shape[:-1], factor.shape[-1]), y))
-            m = m.reshape(self.phases, 4, *upper.shape[1:])
+        m = self.multiplied(columns, factor, upper.shape[1:-1])
+        biased(m[:, 2])
         m[:, :2] += m[:, 2:3]
+        m = m[..., : y.shape[-2], :]
         np.add(m[:, 0], m[:, 3], out=upper)
         np.subtract(m[:, 1], m[:, 3], out=lower)
         return y
 
-    def _in_place(self, sums: Host, begun: Host) -> Iterator[tuple[Host, Host]]:
-        """Windows of lines of sums, and where they begin in other such lines."""
-        sums, begun = (lines.reshape(4, -1, lines.shape[-1]) for lines in (sums, begun))
-        k = self.w.size[-1]
-        return zip(interleaved(sums, k), beginnings(begun, k), strict=True)
+    def multiplied(self, columns: Host, factor: Host, lines: tuple[int, ...]) -> Host:
+        """The products under so many lines of responses, `(phases, 4, *lines, C_out)`."""
+        m = multiply(columns, factor, empty((*columns.shape[:-1], factor.shape[-1]), columns))
+        return m.reshape(self.phases, 4, *lines, -1)
 
     def _lines(self, y: Host) -> tuple[Host, Host]:
         """The upper and the lower lines of a block of responses, phases first."""
@@ -159,7 +150,7 @@ class Tiles:
             return upper, lower
         return y[None, :, ::2], y[None, :, 1::2]
 
-    def _products(self, dy: Host, beyond: int = 0) -> Host:
+    def products(self, dy: Host, beyond: int = 0) -> Host:
         """The gradients of the products from that of their responses, `(phases, 4, …, C_out)`.
 
         With zeros for so many windows `beyond` the end of each line.
@@ -177,13 +168,8 @@ class Tiles:
 
     def across(self, columns: Host, dy: Host) -> Host:
         """The gradient of the factor, from that of a block of responses."""
-        dfactor: Host
-        if self.in_place:
-            d = self._products(dy, columns.shape[-2] - dy.shape[-2])
-            dfactor = reduce(np.add, starmap(multiply_across, self._in_place(columns, d[0])))
-        else:
-            d = self._products(dy)
-            dfactor = np.add.reduce(multiply_across(columns, d.reshape(*columns.shape[:-1], -1)), 0)
+        d = self.products(dy).reshape(*columns.shape[:-1], -1)
+        dfactor: Host = np.add.reduce(multiply_across(columns, d), 0)
         return dfactor
 
     def of_factor(self, dfactor: Host, shape: tuple[int, ...]) -> Host:
@@ -203,7 +189,7 @@ class Tiles:
 
     def _add_up(self, dy: Host, by_tap: Host, block: Block, dimage: Host) -> None:
         """Add to an image like this one what a block of `dy` has for the inputs under its windows."""
-        d = self._products(dy)
+        d = self.products(dy)
         d = d.reshape(*d.shape[:2], -1, d.shape[-1])
         dcolumns = multiply(d, by_tap, empty((len(by_tap), *d.shape[:-1], self.channels), d))
         sums, within = self._room(block, zeros)

@@ -8,7 +8,7 @@ three numbers of a kernel's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -25,6 +25,12 @@ Block = tuple[slice, slice]
 """Samples, and lines of the first spatial axis."""
 EVERY = (slice(None), slice(None))
 """All of them."""
+Biased = Callable[[Host], object]
+"""Adds a bias to contiguous `(…, C_out)`."""
+
+
+def unbiased(y: Host) -> None:
+    """Where there is none."""
 
 
 class Windows:
@@ -83,9 +89,10 @@ class Windows:
         """What columns are multiplied by, `(K·C, C_out)`."""
         return whole(weight.reshape(len(weight), -1).T)
 
-    def respond(self, columns: Host, factor: Host, y: Host) -> Host:
-        """Fill a block of responses, and return it."""
+    def respond(self, columns: Host, factor: Host, y: Host, biased: Biased = unbiased) -> Host:
+        """Fill a block of responses, and return it; `biased` adds a bias."""
         multiply(columns, factor, y.reshape(-1, y.shape[-1]))
+        biased(y)
         return y
 
     def across(self, columns: Host, dy: Host) -> Host:

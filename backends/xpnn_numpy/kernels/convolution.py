@@ -18,7 +18,7 @@ import numpy as np
 from xpnn.ops import convolution as standard
 from xpnn.ops import unkept
 from xpnn.ops._window import Padding, Pads, Sizes, Window
-from xpnn_numpy.kernels._in_place import seen_in_place
+from xpnn_numpy.kernels._in_place import InPlace, seen_in_place
 from xpnn_numpy.kernels._rows import Host, by_channel, empty, whole
 from xpnn_numpy.kernels._squares import Squares, squared
 from xpnn_numpy.kernels._taps import SHARE, of_taps
@@ -68,11 +68,14 @@ def convolved(
     by_square = isinstance(windows, Tiles) and not ops.backward and squared(w, len(x), x.shape[-1], len(weight))
     seen = Squares(x, w) if by_square else windows
     factor, y = ops.made(weight, seen.factor), empty((len(x), *w.out, len(weight)), x)
-    for block in seen.blocks(ops.column_bytes):
-        part = y[block]
-        seen.respond(seen.gather(block), factor, part)
+
+    def biased(part: Host) -> None:
         if bias is not None:
             by_channel(np.add, part, bias, out=part, made=ops.made)
+
+    for block in seen.blocks(ops.column_bytes):
+        part = y[block]
+        seen.respond(seen.gather(block), factor, part, biased)
         finish(part, block)
     by_dy = suits(w, len(x), x.shape[-1], len(weight), prod(w.out))
     kept = None if by_dy else windows  # a padded image beside each image would be half the memory of a network
@@ -95,7 +98,7 @@ def convolved(
 def windows_of(x: Host, w: Window, c_out: int, pool: tuple[int, ...] = (), *, backward: bool) -> Windows | Tiles:
     """The windows of an image: in tiles where that is quicker."""
     if tiled(w, pool, len(x), x.shape[-1], c_out, backward):
-        return Tiles(x, w, pool, in_place=not pool and seen_in_place(w, c_out))
+        return InPlace(x, w) if not pool and seen_in_place(w, c_out) else Tiles(x, w, pool)
     return Windows(pad(x, w.pads), w, pool, keep=backward)
 
 
