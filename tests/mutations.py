@@ -247,6 +247,18 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
         "[view[...] for view in views]",
         "views",
     ),
+    "a piece that was dealt is another one": (
+        "tests/backends/test_numpy_helpers.py::test_who_is_quicker_predicts_more",
+        "backends/xpnn_numpy/helpers.py",
+        "yield card[0]",
+        "yield card[0] // 2 * 2",
+    ),
+    "the last line has no padding after it": (
+        "tests/backends/test_numpy_tiles.py",
+        "backends/xpnn_numpy/kernels/_in_place.py",
+        "sums[end:] = 0",
+        "sums[end:] = 1",
+    ),
     "rows left over by the runs of a product": (
         "tests/backends/test_numpy_products.py",
         "backends/xpnn_numpy/kernels/_products.py",

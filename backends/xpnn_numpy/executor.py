@@ -30,7 +30,7 @@ from xpnn.ops._made import Once
 from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.helpers import Helper, Lost, OursAlone, helpers, versions
+from xpnn_numpy.helpers import DEALT, Helper, Lost, OursAlone, dealt, helpers, versions
 from xpnn_numpy.lanes import (
     LANES,
     LEAST,
@@ -65,6 +65,8 @@ Lanes = tuple[list[Array], dict[str, Array], list[Array], list[Array]]
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 NO_WEIGHTS = np.empty(0)
 """Those of predictions do not change: their recordings hold them."""
+DEALT_OF = 4
+"""Pieces of which one is dealt (`helpers.Deal`), for cores are not equally fast; its images are handed to all."""
 CHUNK = 1 << 18
 """Weights that are updated at a time: handing fewer to another thread takes as long as updating them."""
 
@@ -187,15 +189,20 @@ class PiecesExecutor(Executor):
                 return self.scores(*given, images, cuts)
         with suppress(Lost), self._help(pieces) as lent:
             if lent:
-                bounds = _cuts(pieces, len(lent) + 1)
-                for helper, (a, b) in zip(lent, pairwise(bounds[1:]), strict=True):
-                    first, part = cuts[a], np.ascontiguousarray(images[cuts[a] : cuts[b]])
-                    its = tuple(at - first for at in cuts[a : b + 1])
+                (own, own_cuts), *others, (rest, rest_cuts) = _shares(cuts, len(lent) + 1)
+                helpers.deal.begin(len(rest_cuts) - 1)
+                for helper, (its, its_cuts) in zip(lent, others, strict=True):
                     unseen = helper.unseen(ready.version, *given)
-                    what = "scores", helpers.known[self], its, [tuple(arrays) for arrays in unseen]
-                    helper.channel.hand(what, part, *(array for arrays in unseen for array in arrays.values()))
-                own = self.scores(*given, images, cuts[: bounds[1] + 1])
-                return np.concatenate([own, *(scores for helper in lent for scores in helper.answer()[1])])
+                    what = "scores", helpers.known[self], its_cuts, rest_cuts, [tuple(arrays) for arrays in unseen]
+                    weights = (array for arrays in unseen for array in arrays.values())
+                    helper.channel.hand(what, images[its], images[rest], *weights)
+                done = [self.scores(*given, images[own], own_cuts)]
+                found = self.dealt(*given, images[rest], rest_cuts, helpers.deal.ours)
+                for helper in lent:
+                    numbers, (scores, *more) = helper.answer()
+                    done.append(scores)
+                    found |= zip(numbers, more, strict=True)
+                return np.concatenate([*done, *(found[i] for i in range(len(found)))])
         with helpers.counting():
             return self.scores(*given, images, cuts, self._crew(n))
 
@@ -244,6 +251,12 @@ class PiecesExecutor(Executor):
 
         parts = (crew or self.alone).each(piece, len(cuts) - 1)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def dealt(
+        self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array, cuts: Cuts, file: int
+    ) -> dict[int, Array]:
+        """The same, of those pieces that come to who asks here."""
+        return {i: self._predicted(weights, stats, images[cuts[i] : cuts[i + 1]]) for i in dealt(file, len(cuts) - 1)}
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""
@@ -494,6 +507,16 @@ def _pieces(n: int, most: int) -> int:
 def _cuts(n: int, parts: int) -> Cuts:
     """Where so many parts of `n` begin and end."""
     return tuple(n * i // parts for i in range(parts + 1))
+
+
+@lru_cache(maxsize=4096)
+def _shares(cuts: Cuts, processes: int) -> tuple[tuple[slice, Cuts], ...]:
+    """The samples that each of some processes has, and last those that are dealt, with the pieces in them."""
+    pieces = len(cuts) - 1
+    own = min(pieces // processes, -(-(pieces - min(pieces // DEALT_OF, DEALT)) // processes))
+    bounds = *(own * i for i in range(processes + 1)), pieces
+    ends = [cuts[a : b + 1] for a, b in pairwise(bounds)]
+    return tuple((slice(its[0], its[-1]), tuple(at - its[0] for at in its)) for its in ends)
 
 
 @lru_cache(maxsize=4096)

@@ -3,8 +3,8 @@
 Threads of one interpreter wait for its lock before and after each call of NumPy's, and to be woken takes as long as a
 small call. A helper is an interpreter of its own, with an executor like the one that it helps: it is handed weights,
 statistics and its part of the batch, and hands back the gradients of its lanes; what depends on the whole batch goes to
-and fro at their meetings. It keeps the weights that it predicts with, until it trains. Since lanes say what is computed
-and not by whom, helpers change no bit.
+and fro at their meetings. It keeps the weights that it predicts with, until it trains; of many pieces to predict some
+are dealt to whoever is quicker. Since lanes and pieces say what is computed and not by whom, helpers change no bit.
 
 To start one takes as long as some hundred steps. So they are started by who has computed for `PATIENCE` seconds. Until
 they have come, where they cannot (Linux alone has `memfd_create`), for models with classes or functions of somebody's
@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate, count
 from math import inf, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -48,6 +48,8 @@ PATIENCE = 1.0
 AWAKE = 2e-3
 """Seconds in which a message is waited for awake: who hands one to a sleeper takes 130 µs longer."""
 HEAD, HELLO, ALIGNED = 8, b"!", 64
+DEALT = 256
+"""Pieces that are dealt, at the most: each is a byte."""
 POSSIBLE = hasattr(os, "memfd_create") and Path(sys.executable or "").name.startswith("python")
 """Whether there is memory without a name, and an interpreter that can be started."""
 
@@ -165,15 +167,40 @@ class Channel:
             os.close(file)
 
 
+class Deal:
+    """Pieces of which each goes to whoever of all processes asks next."""
+
+    def __init__(self) -> None:
+        self.ours, self.all = os.pipe()
+        os.set_blocking(self.ours, False)
+
+    def begin(self, n: int) -> None:
+        """Deal so many; all that were dealt before are taken."""
+        if n:
+            os.write(self.all, bytes(range(n)))
+
+    def close(self) -> None:
+        """There will be no more."""
+        os.close(self.ours)
+        os.close(self.all)
+
+
+def dealt(file: int, n: int) -> Iterator[int]:
+    """Of so many pieces those that come to who asks here."""
+    with suppress(BlockingIOError):
+        while n and (card := os.read(file, 1)):
+            yield card[0]
+
+
 class Helper:
     """One process, and the channel to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: int) -> None:
         here, there = socket.socketpair()
         self.channel, self.ready = Channel(here, os.memfd_create("xpnn"), os.memfd_create("xpnn")), False
         self.seen: int | None = None
         outgoing, incoming = self.channel.files
-        numbers = there.fileno(), incoming, outgoing
+        numbers = there.fileno(), incoming, outgoing, pieces
         code = f"import sys; sys.path[:] = {sys.path!r}; from xpnn_numpy.helpers import serve; serve{numbers!r}"
         try:
             self.process = subprocess.Popen(
@@ -224,7 +251,7 @@ class Helpers:
 
     def __init__(self) -> None:
         self.lock, self.all, self.computed, self.numbers = threading.Lock(), list[Helper](), 0.0, count()
-        self.patience = PATIENCE
+        self.patience, self.deal = PATIENCE, cast(Any, None)
         self.known: weakref.WeakKeyDictionary[PiecesExecutor, int | None] = weakref.WeakKeyDictionary()
         """The number under which the helpers know an executor; None: they cannot."""
 
@@ -259,8 +286,9 @@ class Helpers:
         try:
             if len(self.all) < most:
                 self.known.clear()
+                self.deal = self.deal or Deal()
                 while len(self.all) < most:
-                    self.all.append(Helper())
+                    self.all.append(Helper(self.deal.ours))
             if not all(helper.has_come() for helper in self.all):
                 return []
         except (OSError, Lost):
@@ -280,6 +308,7 @@ class Helpers:
         """End them all; who computes for a while longer starts others."""
         ended, self.all, self.computed = self.all, [], 0.0
         self.known.clear()
+        self._dealt()
         for helper in ended:
             helper.end()
 
@@ -288,7 +317,14 @@ class Helpers:
         for helper in self.all:
             helper.channel.close()
             helper.process.returncode = 0  # nobody here has to wait for it
+        self._dealt()
         self.__init__()  # type: ignore[misc]
+
+    def _dealt(self) -> None:
+        """Nothing is left over for those who come later."""
+        deal, self.deal = self.deal, None
+        if deal:
+            deal.close()
 
 
 def _give_back() -> None:
@@ -297,7 +333,7 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def serve(line: int, outgoing: int, incoming: int) -> None:
+def serve(line: int, outgoing: int, incoming: int, pieces: int) -> None:
     """What a helper does, until who started it is gone."""
     from xpnn import backend
     from xpnn_numpy.executor import PiecesExecutor, session
@@ -330,12 +366,14 @@ def serve(line: int, outgoing: int, incoming: int) -> None:
                     flats, _, losses, rights = executors[number].handed(*arrays, cuts=rest[0], joined=joined)
                     channel.hand(("done", None), *flats, *losses, *rights)
                 else:
-                    cuts, names = rest
-                    images, *unseen = arrays
+                    cuts, dealt_cuts, names = rest
+                    images, dealt_images, *unseen = arrays
                     if names:  # kept as copies: they are seen until the next arrays are handed over
                         copies = iter([array.copy() for array in unseen])
                         seen = [{path: next(copies) for path in paths} for paths in names]
-                    channel.hand(("done", None), executors[number].scores(*seen, images, cuts))
+                    own = executors[number].scores(*seen, images, cuts)
+                    found = executors[number].dealt(*seen, dealt_images, dealt_cuts, pieces)
+                    channel.hand(("done", list(found)), own, *found.values())
             except Exception:
                 channel.tell(("failed", traceback.format_exc()))
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -70,7 +71,7 @@ def asked(monkeypatch):
     found, hand = [], Channel.hand
 
     def noting(channel, what, *arrays):
-        found.append("seen" if what[0] == "scores" and not what[3] else what[0])
+        found.append("seen" if what[0] == "scores" and not what[-1] else what[0])
         hand(channel, what, *arrays)
 
     monkeypatch.setattr(Channel, "hand", noting)
@@ -145,13 +146,85 @@ def test_weights_are_kept_where_more_images_do_not_reach(helpers, asked):
     assert asked == ["scores"] * 2 + ["seen"] * 2
 
 
+@pytest.mark.parametrize("slow", ["here", "there", "neither"])
+def test_who_is_quicker_predicts_more(helpers, monkeypatch, slow):
+    """Some of the pieces go to whoever asks next; each is computed once."""
+    monkeypatch.setenv("XPNN_THREADS", "2")
+    images = np.tile(IMAGES, (8, 1, 1, 1))
+    trainer = trainer_of(MODELS["per-sample"])
+    expected = trainer.predict(images, batch_size=len(images))
+    (helper, *_), executor = come(helpers, trainer), trainer.executor
+    here, there, deal, answer = [], [], executor.dealt, helper.answer
+
+    def dealt(*given):
+        until = time.monotonic() + 60
+        while slow == "here" and select.select([helpers.deal.ours], [], [], 0)[0]:  # there is some left
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        found = deal(*given)
+        here.extend(found)
+        helper.process.send_signal(signal.SIGCONT)
+        return found
+
+    def answered():
+        numbers, arrays = answer()
+        there.extend(numbers)
+        return numbers, arrays
+
+    monkeypatch.setattr(executor, "dealt", dealt)
+    monkeypatch.setattr(helper, "answer", answered)
+    for _ in range(3):
+        if slow == "there":
+            helper.process.send_signal(signal.SIGSTOP)
+        np.testing.assert_array_equal(trainer.predict(images, batch_size=len(images)), expected)
+    assert sorted(here + there) == sorted(3 * [*range(36)])
+    if slow != "neither":
+        assert (here, there) == (([], there) if slow == "here" else (here, []))
+    assert len(helpers.all) == 2  # none has failed, whose part threads would do
+
+
+@pytest.mark.parametrize(("pieces", "processes", "own"), [
+    (2, 2, 1), (3, 2, 1), (4, 2, 2), (8, 2, 3), (16, 2, 6), (8, 3, 2), (8, 8, 1), (64, 8, 6), (3, 3, 1),
+    (4096, 2, 1920),
+])  # fmt: skip
+def test_a_quarter_of_the_pieces_is_dealt_at_the_most(pieces, processes, own):
+    cuts = executors._cuts(5 * pieces + 1, pieces)
+    shares = executors._shares(cuts, processes)
+    assert [len(its) - 1 for _, its in shares] == [own] * processes + [pieces - own * processes]
+    found = []
+    for part, its in shares:
+        assert its[-1] == part.stop - part.start
+        found += [part.start + at for at in its[:-1]]
+    assert (*found, part.stop) == cuts
+
+
+def test_nothing_that_was_dealt_is_left_over(helpers, monkeypatch):
+    """Nor is a file, where they have ended."""
+    images = np.tile(IMAGES, (8, 1, 1, 1))
+    trainer = trainer_of(MODELS["per-sample"])
+    expected = trainer.predict(images)
+    come(helpers, trainer)
+    files = helpers.deal.ours, helpers.deal.all
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.executor, "dealt", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.predict(images)
+    for file in files:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
+    helpers.computed = inf
+    come(helpers, trainer)
+    np.testing.assert_array_equal(trainer.predict(images), expected)
+    assert len(helpers.all) == 2
+
+
 def test_weights_are_let_go_for_training(helpers):
     trainer = trainer_of(MODELS["per-sample"])
     come(helpers, trainer)
     trainer.predict(IMAGES[:35])
     trainer.fit(IMAGES[:35], LABELS[:35], batch_size=35)
     with helpers.lent(trainer.executor, 2) as lent:
-        lent[0].channel.hand(("scores", helpers.known[trainer.executor], (0, 4), []), IMAGES[:4])
+        lent[0].channel.hand(("scores", helpers.known[trainer.executor], (0, 4), (0,), []), IMAGES[:4], IMAGES[:0])
         with pytest.raises(Lost, match="TypeError"):
             lent[0].answer()
 
