@@ -185,11 +185,11 @@ def test_what_no_window_gives_is_no_number_of_anybodys(monkeypatch, padding):
 
 
 def test_in_place_are_windows_side_by_side_of_few_kernels(monkeypatch):
-    monkeypatch.setattr(_in_place, "WASTE", 1.5)
+    monkeypatch.setattr(_in_place, "WASTE", 2)
     image = [((32, 32), 3, 1, 1), ((32, 32), (3, 1), 1, 1), ((32, 32), 3, (1, 2), 1), ((32, 32), 3, 1, (1, 2))]
     windows = [window("test", n, size, stride, "same", dilation) for n, size, stride, dilation in image]
     assert [seen_in_place(w, 16) for w in windows] == [True, False, False, False]
-    assert [seen_in_place(windows[0], c_out) for c_out in (48, 49)] == [True, False]
+    assert [seen_in_place(windows[0], c_out) for c_out in (64, 65)] == [True, False]
     pads = [(0, 0), (2, 2), (3, 3), (0, 1), (1, 2)]
     assert [seen_in_place(window("test", (32, 32), 3, 1, ((1, 1), pad), 1), 1) for pad in pads] == [True] * 2 + [
         False

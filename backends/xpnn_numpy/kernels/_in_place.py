@@ -21,7 +21,7 @@ from xpnn_numpy.kernels._rows import Host, empty, strided
 from xpnn_numpy.kernels._tiles import Tiles
 from xpnn_numpy.kernels._windows import Block
 
-WASTE = 1.5
+WASTE = 2
 """Multiply-adds by what reaches over the ends of lines, for each value of a window: more take longer than a copy."""
 
 
