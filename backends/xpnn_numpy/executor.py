@@ -30,7 +30,7 @@ from xpnn.ops._made import Once
 from xpnn.optim import SGD
 from xpnn.train.executor import Executor, State
 from xpnn_numpy.blas import one_blas_thread, touch_buffers
-from xpnn_numpy.helpers import DEALT, Helper, Lost, OursAlone, dealt, helpers, versions
+from xpnn_numpy.helpers import DEALT, Helper, Lost, OursAlone, helpers, taken, versions
 from xpnn_numpy.lanes import (
     LANES,
     LEAST,
@@ -197,7 +197,7 @@ class PiecesExecutor(Executor):
                     weights = (array for arrays in unseen for array in arrays.values())
                     helper.channel.hand(what, images[its], images[rest], *weights)
                 done = [self.scores(*given, images[own], own_cuts)]
-                found = self.dealt(*given, images[rest], rest_cuts, helpers.deal.ours)
+                found = self.dealt(*given, images[rest], rest_cuts, helpers.deal.reading)
                 for helper in lent:
                     numbers, (scores, *more) = helper.answer()
                     done.append(scores)
@@ -255,8 +255,8 @@ class PiecesExecutor(Executor):
     def dealt(
         self, weights: Mapping[str, Array], stats: Mapping[str, Array], images: Array, cuts: Cuts, file: int
     ) -> dict[int, Array]:
-        """The same, of those pieces that come to who asks here."""
-        return {i: self._predicted(weights, stats, images[cuts[i] : cuts[i + 1]]) for i in dealt(file, len(cuts) - 1)}
+        """The same, of those pieces that were dealt and come to who asks here."""
+        return {i: self._predicted(weights, stats, images[cuts[i] : cuts[i + 1]]) for i in taken(file, len(cuts) - 1)}
 
     def _count(self, n: int) -> int:
         """The lanes in which a batch of `n` is trained."""

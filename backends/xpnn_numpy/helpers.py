@@ -171,22 +171,22 @@ class Deal:
     """Pieces of which each goes to whoever of all processes asks next."""
 
     def __init__(self) -> None:
-        self.ours, self.all = os.pipe()
-        os.set_blocking(self.ours, False)
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
 
     def begin(self, n: int) -> None:
         """Deal so many; all that were dealt before are taken."""
         if n:
-            os.write(self.all, bytes(range(n)))
+            os.write(self.writing, bytes(range(n)))
 
     def close(self) -> None:
         """There will be no more."""
-        os.close(self.ours)
-        os.close(self.all)
+        os.close(self.reading)
+        os.close(self.writing)
 
 
-def dealt(file: int, n: int) -> Iterator[int]:
-    """Of so many pieces those that come to who asks here."""
+def taken(file: int, n: int) -> Iterator[int]:
+    """Of so many pieces that were dealt those that come to who asks here."""
     with suppress(BlockingIOError):
         while n and (card := os.read(file, 1)):
             yield card[0]
@@ -288,7 +288,7 @@ class Helpers:
                 self.known.clear()
                 self.deal = self.deal or Deal()
                 while len(self.all) < most:
-                    self.all.append(Helper(self.deal.ours))
+                    self.all.append(Helper(self.deal.reading))
             if not all(helper.has_come() for helper in self.all):
                 return []
         except (OSError, Lost):
@@ -308,7 +308,7 @@ class Helpers:
         """End them all; who computes for a while longer starts others."""
         ended, self.all, self.computed = self.all, [], 0.0
         self.known.clear()
-        self._dealt()
+        self._clear()
         for helper in ended:
             helper.end()
 
@@ -317,11 +317,11 @@ class Helpers:
         for helper in self.all:
             helper.channel.close()
             helper.process.returncode = 0  # nobody here has to wait for it
-        self._dealt()
+        self._clear()
         self.__init__()  # type: ignore[misc]
 
-    def _dealt(self) -> None:
-        """Nothing is left over for those who come later."""
+    def _clear(self) -> None:
+        """Leave no piece for those who come later."""
         deal, self.deal = self.deal, None
         if deal:
             deal.close()

@@ -158,7 +158,7 @@ def test_who_is_quicker_predicts_more(helpers, monkeypatch, slow):
 
     def dealt(*given):
         until = time.monotonic() + 60
-        while slow == "here" and select.select([helpers.deal.ours], [], [], 0)[0]:  # there is some left
+        while slow == "here" and select.select([helpers.deal.reading], [], [], 0)[0]:  # there is some left
             assert time.monotonic() < until
             time.sleep(0.01)
         found = deal(*given)
@@ -204,7 +204,7 @@ def test_nothing_that_was_dealt_is_left_over(helpers, monkeypatch):
     trainer = trainer_of(MODELS["per-sample"])
     expected = trainer.predict(images)
     come(helpers, trainer)
-    files = helpers.deal.ours, helpers.deal.all
+    files = helpers.deal.reading, helpers.deal.writing
     with monkeypatch.context() as patch:
         patch.setattr(trainer.executor, "dealt", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -128,7 +128,7 @@ class Tiles:
         return mapped(weight.reshape(len(weight), 3, -1).transpose(1, 2, 0))
 
     def respond(self, columns: Host, factor: Host, y: Host, biased: Biased = unbiased) -> Host:
-        """Fill a block of responses, and return it; `biased` adds a bias, here to half as many numbers."""
+        """Fill a block of responses, and return it; `biased`, for no pool, adds a bias: to half as many numbers."""
         upper, lower = self._lines(y)
         m = self.multiplied(columns, factor, upper.shape[1:-1])
         biased(m[:, 2])
