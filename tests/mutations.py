@@ -227,8 +227,8 @@ MUTATIONS = {  # what goes wrong: the tests that should see it, the file, the co
     "a meeting without the helpers' lanes": (
         "tests/backends/test_numpy_helpers.py::test_the_bits_of_threads",
         "backends/xpnn_numpy/executor.py",
-        "added([*parts, *(part for helper in lent for part in helper.answer()[0])])",
-        "added([*parts, *(part for helper in lent for part in helper.answer()[0][:-1])])",
+        'added([*parts, *(part for helper in lent for part in helper.answer("parts")[0])])',
+        'added([*parts, *(part for helper in lent for part in helper.answer("parts")[0][:-1])])',
     ),
     "what is told overwrites what was handed over": (
         "tests/backends/test_numpy_helpers.py::test_what_is_told_leaves_what_was_handed_over",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import io
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, cached_property, lru_cache, partial
@@ -93,8 +94,11 @@ class PiecesExecutor(Executor):
         self.sample_bytes = max(sizes) * np.dtype(self.dtype).itemsize
         self.sample_work = sum(layer.multiply_adds(shape) or 0 for _, layer, shape in layers) / max(len(layers), 1)
         """Multiply-adds of a layer, on average."""
-        self.per_sample, self.divisible = self.model.per_sample, self.model.divisible
+        each = [path and f"{path}." for path, layer, _ in layers if layer.per_sample]
+        cut = not any(stat.startswith(path) for path in each for stat in self.stats)  # which would be those of a part
+        self.per_sample, self.divisible = cut and self.model.per_sample, cut and self.model.divisible
         self.crew, self.alone = Crew(threads()), Crew(1)
+        self._gathering = threading.Lock()  # the lanes of one step at a time
         self._prepared: Prepared | None = None
         self._made = Once()
         self._predicting: tuple[Mapping[str, Array], Played] | None = None
@@ -199,7 +203,7 @@ class PiecesExecutor(Executor):
                 done = [self.scores(*given, images[own], own_cuts)]
                 found = self.dealt(*given, images[rest], rest_cuts, helpers.deal.reading)
                 for helper in lent:
-                    numbers, (scores, *more) = helper.answer()
+                    numbers, (scores, *more) = helper.answer("done")
                     done.append(scores)
                     found |= zip(numbers, more, strict=True)
                 return np.concatenate([*done, *(found[i] for i in range(len(found)))])
@@ -292,7 +296,7 @@ class PiecesExecutor(Executor):
     def _by_helpers(
         self, weights: Array, stats: Mapping[str, Array], batch: Any, scale: Array, cuts: Sequence[Cuts]
     ) -> Lanes | None:
-        """As `lanes`, with the sum of their gradients alone; None where there are no helpers."""
+        """As `lanes`, with the sum of their gradients alone; None where there are no helpers, or one was lost."""
         with suppress(Lost), self._help(len(cuts)) as lent:
             if not lent:
                 return None
@@ -304,15 +308,19 @@ class PiecesExecutor(Executor):
                 helper.channel.hand(what, weights, x, y, np.asarray(scale, self.dtype), *self._others(stats, masks))
 
             def joined(parts: list[tuple[Array, int]]) -> tuple[Array, int]:
-                total = added([*parts, *(part for helper in lent for part in helper.answer()[0])])
+                total = added([*parts, *(part for helper in lent for part in helper.answer("parts")[0])])
                 for helper in lent:
                     helper.channel.tell(total)
                 return total
 
+            def left() -> None:
+                for helper in lent:
+                    helper.process.kill()  # a thread may wait for it, whom no interrupt reaches
+
             x, y, masks = _part(batch, 0, own[-1][-1])
-            flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined)
+            flats, new, losses, rights = self.lanes(weights, stats, x, y, masks, scale, own, self.alone, joined, left)
             for helper in lent:
-                done = helper.answer()[1]
+                done = helper.answer("done")[1]
                 n = len(done) // 3
                 flats += done[:n]
                 losses += [loss.copy() for loss in done[n : 2 * n]]
@@ -367,17 +375,16 @@ class PiecesExecutor(Executor):
         scale: Array,
         cuts: Sequence[Cuts],
         crew: Crew | None = None,
-        joined: Joined | None = None,
+        joined: Joined = added,
+        left: Callable[[], None] = lambda: None,
     ) -> Lanes:
         """Forward and backward in lanes, and each in pieces from one of its `cuts` to the next.
 
-        Where there are more lanes elsewhere, `joined` joins the parts of these with theirs.
+        Where there are more lanes elsewhere, `joined` joins the parts of these with theirs (see `Meeting`).
         """
         self._forget()
         lanes, crew = len(cuts), crew or self.alone
-        meets = not self.per_sample and (lanes > 1 or joined is not None)
-        if meets:
-            self._meeting = Meeting(lanes, crew.threads, joined)
+        meets = not self.per_sample and (lanes > 1 or joined is not added)
 
         def lane(i: int) -> tuple[Array, dict[str, Array], Array, Array]:
             parts = list(pairwise(cuts[i]))
@@ -396,7 +403,9 @@ class PiecesExecutor(Executor):
             return flat, new, loss, right
 
         if meets:
-            results = crew.together(lane, self._meeting)
+            with self._gathering:
+                self._meeting = Meeting(lanes, crew.threads, joined, left)
+                results = crew.together(lane, self._meeting)
         else:
             with self.backend.sharing(self.crew.threads) if lanes == 1 else nullcontext():
                 results = crew.each(lane, lanes)
@@ -416,7 +425,7 @@ class PiecesExecutor(Executor):
     ) -> tuple[Array, dict[str, Array], Array, Array]:
         """As `_gradient`, played where it is small: a `passing` gradient is then overwritten by the next."""
         if not self._small(images):
-            return self._gradient(self.backend.ops, weights, stats, images, targets, draws, scale)
+            return self._gradient(self._alone, weights, stats, images, targets, draws, scale)
         arrays = weights, images, targets, np.asarray(scale, self.dtype), *self._others(stats, draws)
         flat, loss, right, *new = self._played(*arrays)
         its = {path: stat.copy() for path, stat in zip(self.stats, new, strict=True)}
@@ -425,6 +434,18 @@ class PiecesExecutor(Executor):
     def _small(self, images: Array) -> bool:
         """Whether what is done with them is played."""
         return self.recordable and len(images) * self.sample_bytes <= PLAYED_BYTES
+
+    @cached_property
+    def _alone(self) -> Ops:
+        """The ops of a piece that meets nobody."""
+
+        def whole(part: Array, n: int) -> tuple[Array, int]:
+            raise ValueError(
+                f"a layer of {self.model} says `per_sample`, and calls `ops.whole`, which joins the samples: leave "
+                "`per_sample` out there, and set `divisible = True`"
+            )
+
+        return Ops(self.backend.kernels, self.backend.column_bytes, whole) if self.per_sample else self.backend.ops
 
     @cached_property
     def _played(self) -> Played:

@@ -30,7 +30,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import accumulate, count
-from math import inf, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,11 +79,18 @@ class Channel:
     are copied, to where those were, and whoever receives it has the views already.
     """
 
-    def __init__(self, line: socket.socket, outgoing: int, incoming: int) -> None:
+    def __init__(self, line: socket.socket, *files: int) -> None:
         self.line, self.rooms = line, [memoryview(b""), memoryview(b"")]
-        self.files: tuple[int, ...] = outgoing, incoming
+        self.files = list(files)
+        """Memory of what goes out, and of what comes in."""
         self.handed: tuple[Any, Layout] | None = None
         self.views, self.received = list[Array](), (None, list[Array]())
+
+    def made(self) -> list[int]:
+        """The memory, of whoever begins a channel."""
+        for _ in range(2):
+            self.files.append(os.memfd_create("xpnn"))
+        return self.files
 
     def tell(self, what: Any) -> None:
         """Send what is small."""
@@ -100,7 +107,7 @@ class Channel:
 
     def _send(self, data: bytes) -> None:
         try:
-            self.line.sendall(len(data).to_bytes(HEAD, "little") + data)
+            self.line.sendall(len(data).to_bytes(HEAD, "little") + data, socket.MSG_NOSIGNAL)
         except OSError as e:
             raise Lost from e
 
@@ -161,7 +168,7 @@ class Channel:
 
     def close(self) -> None:
         """Leave; the other side is told."""
-        files, self.files = self.files, ()
+        files, self.files = self.files, []
         self.line.close()
         for file in files:
             os.close(file)
@@ -197,12 +204,14 @@ class Helper:
 
     def __init__(self, pieces: int) -> None:
         here, there = socket.socketpair()
-        self.channel, self.ready = Channel(here, os.memfd_create("xpnn"), os.memfd_create("xpnn")), False
+        for end in (here, there):
+            end.settimeout(None)  # whatever the program has others time out after
+        self.channel, self.ready = Channel(here), False
         self.seen: int | None = None
-        outgoing, incoming = self.channel.files
-        numbers = there.fileno(), incoming, outgoing, pieces
-        code = f"import sys; sys.path[:] = {sys.path!r}; from xpnn_numpy.helpers import serve; serve{numbers!r}"
         try:
+            outgoing, incoming = self.channel.made()
+            numbers = there.fileno(), incoming, outgoing, pieces
+            code = f"import sys; sys.path[:] = {sys.path!r}; from xpnn_numpy.helpers import serve; serve{numbers!r}"
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 stdin=subprocess.DEVNULL,
@@ -232,10 +241,10 @@ class Helper:
         self.seen = version
         return weights
 
-    def answer(self) -> tuple[Any, list[Array]]:
+    def answer(self, expected: str) -> tuple[Any, list[Array]]:
         """What it has to say or to hand over next."""
         (kind, what), arrays = self.channel.receive()
-        if kind == "failed":
+        if kind != expected:
             raise Lost(what)
         return what, arrays
 
@@ -293,13 +302,13 @@ class Helpers:
                 return []
         except (OSError, Lost):
             self.end()
-            self.computed = -inf  # what could not be started once is not tried again
+            self.patience *= 8  # it may fail again
             return []
         if executor not in self.known:
             number = next(self.numbers)
             for helper in self.all:
                 helper.channel.tell(("meet", number, list(self.known.values()), executor.recipe))
-            answers = [helper.answer()[0] for helper in self.all]
+            answers = [helper.answer("met")[0] for helper in self.all]
             self.known[executor] = number if all(answers) else None
             _give_back()  # what all lanes took here, for from now on some are elsewhere
         return [] if self.known[executor] is None else self.all[:most]

@@ -139,10 +139,12 @@ class Meeting:
 
     No more lanes compute at a time than there are turns. A lane that comes hands its turn to one that can use it, and
     sleeps until all have come and a turn is handed to it: once a meeting, for to be woken takes as long as a layer.
+    Where lanes elsewhere come too, `joined` adds up all of them, and `left` tells them that these will not come.
     """
 
-    def __init__(self, lanes: int, turns: int, joined: Joined | None = None) -> None:
-        self.lanes, self.free, self.broken, self.joined = lanes, turns, False, joined or added
+    def __init__(self, lanes: int, turns: int, joined: Joined = added, left: Callable[[], None] = lambda: None) -> None:
+        self.lanes, self.free, self.joined, self.left = lanes, turns, joined, left
+        self.broken = self.ended = False
         self.parts, self.here = list[tuple[Array, int]]([(None, 0)] * lanes), 0
         self.ready: deque[int] = deque()  # lanes that wait for a turn alone
         self.lock, self.bells = threading.Lock(), [threading.Lock() for _ in range(lanes)]
@@ -150,11 +152,16 @@ class Meeting:
             bell.acquire()
 
     def whole(self, lane: int, part: Array, n: int) -> tuple[Array, int]:
-        """The sum over all lanes, once all have come."""
+        """The sum over all lanes, once all have come.
+
+        Raises:
+            ValueError: one of them will not.
+        """
         self.parts[lane] = part, n
         with self.lock:
             self.here += 1
             last = self.here == self.lanes
+            self._check()
         if last:
             self.total = self.joined(self.parts)
             with self.lock:
@@ -175,14 +182,27 @@ class Meeting:
                 self._call()
             self._wait(lane)
             try:
-                return work(lane)
+                result = work(lane)
+                with self.lock:
+                    self.ended = True
+                    self._check()
+                return result
             finally:
                 self._leave()
 
         return attend
 
+    def _check(self) -> None:
+        if self.ended and self.here:
+            raise ValueError(
+                "of the parts of a batch that are computed side by side some came to `ops.whole` more often than "
+                "others: a layer that is `divisible` has to call it equally often whatever its samples are; else leave "
+                "`divisible` out, and batches are not cut"
+            )
+
     def abort(self) -> None:
         """Let nobody wait for who will not come."""
+        self.left()
         with self.lock:
             self.broken = True
             for bell in self.bells:

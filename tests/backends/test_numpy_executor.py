@@ -187,6 +187,45 @@ class Interrupted(Broken):
         raise KeyboardInterrupt
 
 
+class Mean(Layer):
+    """A sample's result is its own; its statistic is of all samples."""
+
+    per_sample = True
+
+    def init(self, in_shape, stream):
+        return {}, {"mean": np.zeros((), np.float32)}
+
+    def apply(self, weights, stats, x, run):
+        new = {"mean": np.mean(x, dtype=x.dtype)} if run.training else {}
+        return x, new, lambda dy, *, input_gradient=True: (dy, {})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_statistic_of_ones_own_is_of_the_batch(model):
+    trainer, _ = trained(Sequential([Mean(), *MODELS[model].layers]), batch_size=70)
+    np.testing.assert_allclose(trainer.stats["0.mean"], IMAGES.mean(dtype=np.float64), rtol=1e-6)
+    assert trainer.stats["0.mean"] == IMAGES.mean(dtype=IMAGES.dtype)  # of parts it would be near at the best
+
+
+class Joining(Layer):
+    """Says that a sample's result is its own, and it is not."""
+
+    per_sample = True
+
+    def apply(self, weights, stats, x, run):
+        total, n = run.ops.whole(x.sum(0), len(x)) if run.training else (0, 1)
+        return x - total / n, {}, lambda dy, *, input_gradient=True: (dy, {})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("samples", [3, 70])
+def test_who_says_per_sample_does_not_ask_for_the_whole(samples):
+    trainer = xpnn.Trainer(Sequential([Joining(), Flatten(), Dense(5)]), backend="numpy", seed=1)
+    with pytest.raises(ValueError, match=r"a layer of .*Joining.* leave `per_sample` out there"):
+        trainer.fit(IMAGES[:samples], LABELS[:samples], batch_size=70)
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("threads", ["1", "2", "8"])
@@ -327,6 +366,50 @@ def test_a_lane_that_fails_ends_those_that_wait_for_it(bad):
     with pytest.raises(ValueError, match="this one"):
         crew.together(work, meeting)
     assert not after
+
+
+@pytest.mark.parametrize("often", [0, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_lanes_that_do_not_meet_equally_often_are_an_error(often, late):
+    """Else some would wait for ever."""
+    crew, meeting = lanes.Crew(4), lanes.Meeting(4, 4)
+
+    def work(lane):
+        time.sleep(0.05 * ((lane == 2) == late))  # the others wait for it already, or find that it is gone
+        for _ in range(often if lane == 2 else 1):
+            meeting.whole(lane, np.zeros(1), 1)
+
+    end = threading.Timer(20, meeting.abort)  # else a test that fails would wait for ever
+    end.start()
+    with pytest.raises(ValueError, match=r"a layer that is `divisible` has to call it equally often"):
+        crew.together(work, meeting)
+    end.cancel()
+
+
+@pytest.mark.usefixtures("small")
+def test_two_threads_with_one_executor():
+    """Each with lanes that meet, of batches of their own."""
+    one = xpnn.Trainer(JOINED, backend="numpy", seed=1).build((12, 12, 1))
+    batches = [(IMAGES[:40], LABELS[:40]), (IMAGES[40:64], LABELS[40:64])]
+    found = {}
+
+    def gradients(i):
+        images, labels = batches[i]
+        for _ in range(20):
+            flat = one.executor.gradient(one._state, images, labels, one._draws(0, len(images)), np.float32(0.1))[0]
+            found.setdefault(i, []).append(flat)
+
+    for i in range(2):
+        gradients(i)
+    alone, found = found, {}
+    threads = [threading.Thread(target=gradients, args=(i,), daemon=True) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    for i in range(2):
+        np.testing.assert_array_equal(found[i], alone[i])
 
 
 def test_an_interrupt_while_lanes_are_handed_out():

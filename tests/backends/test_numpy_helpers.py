@@ -23,6 +23,7 @@ from pieces import IMAGES, LABELS, MODELS, assert_same_bits, bits
 from xpnn_numpy import executor as executors
 from xpnn_numpy import helpers as module
 from xpnn_numpy.helpers import Channel, Helpers, Lost
+from xpnn_numpy.lanes import Crew, Meeting
 
 import xpnn
 from xpnn.bench import machine
@@ -166,8 +167,8 @@ def test_who_is_quicker_predicts_more(helpers, monkeypatch, slow):
         helper.process.send_signal(signal.SIGCONT)
         return found
 
-    def answered():
-        numbers, arrays = answer()
+    def answered(expected):
+        numbers, arrays = answer(expected)
         there.extend(numbers)
         return numbers, arrays
 
@@ -226,7 +227,7 @@ def test_weights_are_let_go_for_training(helpers):
     with helpers.lent(trainer.executor, 2) as lent:
         lent[0].channel.hand(("scores", helpers.known[trainer.executor], (0, 4), (0,), []), IMAGES[:4], IMAGES[:0])
         with pytest.raises(Lost, match="TypeError"):
-            lent[0].answer()
+            lent[0].answer("done")
 
 
 def test_who_only_predicts_is_helped(helpers, asked, monkeypatch):
@@ -277,6 +278,87 @@ def test_one_that_is_killed_changes_nothing(helpers, asked, model):
     assert not helpers.all
     helpers.computed = inf
     assert victim not in [helper.process for helper in come(helpers, trainer)]
+
+
+def test_who_says_what_nobody_expects_is_lost(helpers):
+    """Who went on would take one answer for another."""
+    helper = come(helpers, trainer_of(MODELS["per-sample"]))[0]
+    helper.channel.tell(("meet", 7, [], pickle.dumps(("no", "model"))))
+    with pytest.raises(Lost):
+        helper.answer("parts")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 60.0])
+def test_what_other_sockets_time_out_after_is_not_for_them(helpers, asked, seconds):
+    """They sleep for longer than that, and than a message is waited for awake."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        trainer = trainer_of(MODELS["per-sample"])
+        come(helpers, trainer)
+    finally:
+        socket.setdefaulttimeout(before)
+    for _ in range(2):
+        time.sleep(10 * module.AWAKE)
+        trainer.predict(IMAGES)
+    assert asked == ["scores"] * 2 + ["seen"] * 2
+    assert len(helpers.all) == 2
+
+
+def test_who_cannot_be_started_is_tried_again(helpers, monkeypatch):
+    """And leaves no file open."""
+    make, made = os.memfd_create, []
+
+    def full(name):
+        if made:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(make(name))
+        return made[0]
+
+    trainer = trainer_of(MODELS["per-sample"])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", full)
+        with helpers.lent(trainer.executor, 2) as lent:
+            assert not lent
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(made[0])
+    assert (helpers.computed, helpers.patience) == (0, 8 * module.PATIENCE)
+    helpers.computed = inf
+    assert len(come(helpers, trainer)) == 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_interrupt_while_one_does_not_answer(helpers, asked, monkeypatch, model):
+    """A thread waits for it, whom no interrupt reaches: where lanes meet, the main one is not the last to come."""
+    trainer = trainer_of(MODELS[model])
+    stopped = come(helpers, trainer)[1].process
+    os.kill(stopped.pid, signal.SIGSTOP)
+    main, wake = threading.get_ident(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    came, whole = threading.Event(), Meeting.whole
+
+    def after_the_main_one(meeting, *args):
+        if threading.get_ident() == main:
+            came.set()
+        came.wait(20)
+        return whole(meeting, *args)
+
+    monkeypatch.setattr(Meeting, "whole", after_the_main_one)
+    monkeypatch.setattr(trainer.executor, "alone", Crew(8))
+    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    last = threading.Timer(20, stopped.kill)  # else a test that fails would wait for ever
+    try:
+        timer.start()
+        last.start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            fitted(trainer)
+        assert time.monotonic() - begun < 15
+    finally:
+        timer.cancel()
+        last.cancel()
+        signal.signal(signal.SIGINT, wake)
+    assert "lanes" in asked
+    assert not helpers.all
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -486,6 +568,17 @@ assert os.waitpid(child, 0)[1] == 0
 assert same and come() == pid
 """)
     assert done.returncode == 0
+
+
+def test_one_that_is_killed_ends_nobody(helpers):
+    """Who writes to it gets no signal, which ends a program that does not handle it."""
+    done = run("""
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.kill(come(), signal.SIGKILL)
+time.sleep(0.3)
+print(trainer.predict(np.zeros((4096, 28, 28, 1), np.float32)).shape)
+""")
+    assert (done.returncode, done.stdout) == (0, "(4096, 10)\n")
 
 
 def test_they_end_with_who_started_them(helpers):

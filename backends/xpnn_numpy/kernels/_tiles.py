@@ -13,7 +13,7 @@ what NumPy is quickest at. Both gradients are the maps read backwards.
 
 Each output depends on the inputs under its own kernel alone. But what a line of the kernel does not see cancels in its
 gradient only up to rounding, where the plain sum is exact; that shows where few numbers of `dy` are not zero, behind a
-max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has neither pool nor bias,
+max-pool or ReLU. So the gradient of the kernel comes from tiles only where the convolution has no pool, ReLU or bias,
 as most often in front of a normalisation. `_squares` and `xpnn_numpy.fast._winograd` have such tiles along two axes.
 """
 

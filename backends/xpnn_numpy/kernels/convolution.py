@@ -132,10 +132,10 @@ def cut(dy: Host, windows: Windows | Tiles, column_bytes: int) -> list[tuple[Blo
 
 @lru_cache(maxsize=4096)
 def suits(w: Window, n: int, channels: int, c_out: int, responses: int) -> bool:
-    """Whether columns of `dy` are the cheaper ones, which serve both gradients.
+    """Whether columns of `dy` are cheaper than those of the input, for they serve both gradients.
 
-    There are more of them where the input is larger than the response, and they are longer where it has fewer channels.
-    Where `dy` is small that does not count beside a call of NumPy's for each tap.
+    There are more of them where the input is larger than the response, and they are longer where the input has fewer
+    channels. Where `dy` is small neither counts beside a call of NumPy's for each tap.
     """
     of_stride_1 = set(w.stride) == {1} and all(min(pair) >= 0 for pair in full(w))  # no padding beyond a kernel's reach
     few = n * prod(w.n) * c_out <= SMALL
