@@ -685,6 +685,7 @@ def run(copy: Path, tests: list[str], kernels: str) -> tuple[int, str]:
     os.environ.update(
         PYTHONPATH=os.pathsep.join(paths), PYTHONDONTWRITEBYTECODE="1", XPNN_THREADS="1", XPNN_KERNELS=kernels
     )
+    os.environ["NUMBA_OPT"] = "1"  # it takes longer to compile than to run
     sys.path[:0], sys.dont_write_bytecode = paths, True
     os.chdir(ROOT)
     given = ["-q", "--backend", "numpy", "-o", f"cache_dir={copy / 'cache'}", f"--basetemp={copy / 'temporary'}"]

@@ -82,7 +82,7 @@ def handwritten(mnist_folder):
     return trainer, dataset
 
 
-@pytest.mark.parametrize("kind", ["", "shade", "faint noise", "shade faint noise"])
+@pytest.mark.parametrize("kind", ["", "shade faint noise"])
 def test_mnist_drawn_large_is_told_as_well_as_the_set(handwritten, kind):
     trainer, dataset = handwritten
     own, large = gate("mnist", trainer, dataset, kind, 10_000, 300)
