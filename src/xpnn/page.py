@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+GENERATOR = '<meta name="generator" content="xpnn">'
+"""By this line a page of ours is known, which may be written over."""
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #667085; --line: #d9dee7; --paper: #fff; --good: #2a7f62;
   --bad: #c0392b; --bar: #7fb7a3; }
@@ -30,7 +33,7 @@ def page(title: str, parts: Iterable[str], style: str = "") -> str:
     """A page of some parts, each HTML, with a style of its own beside the common one."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
+        f'<meta name="viewport" content="width=device-width">\n{GENERATOR}\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n" + "\n".join(parts) + "\n</html>\n"
     )
 

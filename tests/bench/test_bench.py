@@ -373,7 +373,6 @@ def test_a_live_bar_on_a_terminal():
         (["--rounds", "1"], "--rounds 1: .* at least 2; leave it out for 7"),
         (["--against", "loops"], "the tutorial's loops have the network article alone; add --models article"),
         (["--against", "none", "torch"], "none goes alone"),
-        (["--plot", "x.pdf"], r"--plot x.pdf: .* expected one that ends in .png or .svg"),
         (["--json", f"{__file__}/x.json"], r"cannot write .*/x.json \(.*\); choose a file in a folder"),
         (["--backend", "numpi"], "no backend 'numpi'.*did you mean 'numpy'"),
     ],
@@ -396,6 +395,14 @@ def test_mistakes(arguments, said, unmeasured, capsys):
         (["--seconds", "0"], "argument --seconds: '0' is not a positive number"),
         (["--against", "tourch"], "invalid choice: 'tourch'"),
         (["--mode", "x"], "invalid choice: 'x'"),
+        (
+            ["--plot", "x.pdf"],
+            "argument --plot: 'x.pdf' is not a name that ends in .png or .svg",
+        ),
+        (
+            ["--json", "x.png"],
+            "argument --json: 'x.png' is not a name that ends in .json",
+        ),
     ],
 )
 def test_values_out_of_range(arguments, said, unmeasured, capsys):

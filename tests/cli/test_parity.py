@@ -76,6 +76,21 @@ def test_the_same(capsys, tmp_path):
     assert all(0 <= f["ratio"] <= f["bound"] for f in found)
 
 
+def test_files_that_parity_does_not_write_over(capsys, tmp_path):
+    file = tmp_path / "notes.html"
+    file.write_text("mine")
+    assert "notes.html is there already, and is no page of xpnn; choose" in refused(capsys, "--html", file)
+    assert file.read_text() == "mine"
+    for option, ending in (("--html", ".html"), ("--json", ".json")):
+        with pytest.raises(SystemExit) as e:
+            parity(option, tmp_path / "seven.png")
+        assert e.value.code == 2
+        assert f"is not a name that ends in {ending}" in capsys.readouterr().err
+    file.unlink()
+    for _ in range(2):
+        assert parity("--cases", "relu", "--html", file) == 0
+
+
 def test_what_rounds_nothing_is_equal(capsys):
     assert parity("--cases", "relu", "--dtype", "float64") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("relu-")]

@@ -109,6 +109,22 @@ def test_explain_writes_a_page(run, capsys, tmp_path):
     assert (tmp_path / "deep" / "down.html").read_text(encoding="utf-8") == page
 
 
+def test_explain_spares_what_it_did_not_write(run, capsys, tmp_path):
+    picture("one.png", 1)
+    (tmp_path / "one.html").write_text("<!doctype html><p>mine")
+    assert main(["explain", run, "one.png"]) == 2
+    assert "one.html is there already, and is no page of xpnn; choose another name" in capsys.readouterr().err
+    assert (tmp_path / "one.html").read_text() == "<!doctype html><p>mine"
+    before = (tmp_path / "one.png").read_bytes()
+    with pytest.raises(SystemExit) as e:
+        main(["explain", run, "one.png", "--out", "one.png"])
+    assert e.value.code == 2
+    assert "'one.png' is not a name that ends in .html" in capsys.readouterr().err
+    assert (tmp_path / "one.png").read_bytes() == before
+    for _ in range(2):  # the second page takes the place of the first
+        assert main(["explain", run, "one.png", "--out", "page.html"]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("none.png", "no such file"), ("blank.png", "blank.png: nothing stands out")]
 )

@@ -7,7 +7,6 @@ import datetime
 import json
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
@@ -17,7 +16,7 @@ from xpnn.bench.measure import Result
 from xpnn.bench.sides import PEERS, installed, sides
 from xpnn.bench.work import Work
 from xpnn.cli.progress import steps
-from xpnn.cli.values import count, positive, writable
+from xpnn.cli.values import count, file, positive, writable
 
 MODES = {"train": (True,), "predict": (False,), "both": (True, False)}
 QUIET = 0.5  # a load above it disturbs
@@ -43,8 +42,8 @@ def add_to(commands: Any) -> None:
     add("--rounds", type=count, default=7, metavar="N", help=f"at least 2; {default}")
     add("--seconds", type=positive, default=0.5, metavar="X", help=f"of each side in each round; {default}")
     add("--threads", type=count, metavar="N", help="of every side; default: the cores that the process may use")
-    add("--json", type=Path, metavar="FILE", help="write all that was measured")
-    add("--plot", type=Path, metavar="FILE", help="draw it, as .png or .svg")
+    add("--json", type=file(".json"), metavar="FILE", help="write all that was measured")
+    add("--plot", type=file(".png", ".svg"), metavar="FILE", help="draw it, as .png or .svg")
     parser.set_defaults(run=run)
 
 
@@ -111,8 +110,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--rounds 1: the spread between rounds takes at least 2; leave it out for 7")
     if "loops" in (arguments.against or ()) and "article" not in arguments.models:
         raise ValueError("--against loops: the tutorial's loops have the network article alone; add --models article")
-    if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"--plot {arguments.plot}: the name tells the format; expected one that ends in .png or .svg")
     if arguments.plot and find_spec("matplotlib") is None:
         raise ValueError('--plot: matplotlib is not installed; pip install "xpnn[train]", or leave --plot out')
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from xpnn import runs
 from xpnn.cli.predict import named, prepared
-from xpnn.cli.values import add_run, writable
+from xpnn.cli.values import add_run, file, writable
 from xpnn.data.picture import flat, open_picture, prepare
 from xpnn.pictures.explain import explain
 
@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
     )
     add_run(parser)
     parser.add_argument("image", metavar="IMAGE", help="PNG, JPEG or what else Pillow opens")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the picture's name, ending in .html, here")
+    parser.add_argument("--out", type=file(".html"), metavar="FILE", help="default: IMAGE's name with .html, here")
     parser.set_defaults(run=run)
 
 

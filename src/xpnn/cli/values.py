@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from xpnn.page import GENERATOR
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,16 +79,31 @@ def share(text: str) -> float:
     return value
 
 
+def file(*endings: str) -> Callable[[str], Path]:
+    """A file to be written, whose name must have one of these endings."""
+
+    def ended(text: str) -> Path:
+        if Path(text).suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a name that ends in {' or '.join(endings)}")
+        return Path(text)
+
+    return ended
+
+
 def writable(path: Path) -> None:
-    """Check that a file can be written before the work, so that nothing is lost for want of a place."""
+    """Check that a file can be written before the work, and that no page is lost that is not ours."""
     new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
+        with path.open("a+b") as there:
+            there.seek(0)
+            start = there.read(1000)
     except OSError as e:
         raise OSError(f"cannot write {path} ({e.strerror}); choose a file in a folder that you may write to") from e
     if new:
         path.unlink()
+    elif start and path.suffix.lower() == ".html" and GENERATOR.encode() not in start:
+        raise ValueError(f"{path} is there already, and is no page of xpnn; choose another name, or remove it")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
