@@ -11,6 +11,7 @@ pictures/, report.html what `xpnn show` draws
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,16 @@ class Run:
     path: Path
     config: Config
 
+    @property
+    def quoted(self) -> str:
+        """The folder, as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        return f"xpnn train --out {self.quoted} --resume"
+
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
         return self.path / name
@@ -52,7 +63,7 @@ class Run:
         if not file.exists():
             why, remedy = {
                 "best": ("no epoch is complete", "take --checkpoint last"),
-                "last": ("none was written", f"go on with the run: xpnn train --out {self.path} --resume"),
+                "last": ("none was written", f"go on with the run: {self.again}"),
             }[which]
             raise FileNotFoundError(f"there is no checkpoint {file}: {why}, or it was removed; {remedy}")
         try:
@@ -85,7 +96,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What it is, where it ran, how it ended; `status` is "running", "interrupted", "failed" or "finished"."""
         file = self.file("summary.json")
-        again = f"the run writes it again: xpnn train --out {self.path} --resume"
+        again = f"the run writes it again: {self.again}"
         try:
             summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -149,7 +160,7 @@ def new_run(path: Path | None, config: Config) -> Run:
             folder.mkdir(parents=True, exist_ok=True)
         there = sorted(p.name for p in folder.iterdir())
         if there:
-            resume = f"go on with its run: --out {folder} --resume" if "config.toml" in there else "choose another"
+            resume = f"go on with its run: {Run(folder, {}).again}" if "config.toml" in there else "choose another"
             raise ValueError(
                 f"--out {folder}: the folder is not empty ({', '.join(there[:3])}{', …' if there[3:] else ''}), and a "
                 f"run would mix with what it holds; {resume}"

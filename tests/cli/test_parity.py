@@ -213,7 +213,7 @@ def test_a_run_is_compared(tmp_path, capsys):
 def test_mistakes_with_networks(capsys, tmp_path):
     assert refused(capsys, "tiny-cn").startswith("no model 'tiny-cn'")
     assert refused(capsys, tmp_path) == (
-        f"{tmp_path}: a folder without last.safetensors; give that of a run: xpnn train --out {tmp_path}"
+        f"{tmp_path}: a folder without last.safetensors; give that of a run, as `xpnn train` makes it"
     )
     assert refused(capsys, tmp_path / "x.safetensors").startswith("there is no file ")
     assert refused(capsys, "tiny-cnn", "--backends", "numpy") == (

@@ -243,7 +243,7 @@ def test_a_folder_that_is_not_empty(tmp_path, capsys, trained):
     err = capsys.readouterr().err
     assert "--out mine: the folder is not empty (notes.txt), and a run would mix with what it holds; choose" in err
     assert train(*FAST, "--out", trained) == 2
-    assert f"go on with its run: --out {trained} --resume" in capsys.readouterr().err
+    assert f"go on with its run: xpnn train --out {trained} --resume" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -492,6 +492,25 @@ def test_a_time_limit_and_early_stopping(capsys):
     run = runs.open_run("early")
     assert run.summary()["status"] == "finished"
     assert len(run.history()) == 2
+
+
+def test_commands_that_are_suggested_are_quoted(tmp_path, capsys):
+    options = ["--out", "with space", "--no-pictures"]
+    again = "xpnn train --out 'with space' --resume"
+    assert train(*FAST, *options, "--time-limit", 1e-9) == 1
+    assert f"To go on: {again}\n" in capsys.readouterr().err
+    assert train(*FAST, *options) == 2
+    assert f"go on with its run: {again}\n" in capsys.readouterr().err
+    assert train(*options, "--resume", "--time-limit", 1000) == 0
+    assert train(*options, "--resume") == 2
+    assert "`xpnn evaluate 'with space'` looks at it" in capsys.readouterr().err
+    (tmp_path / "with space" / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"the run writes it again: {again}"):
+        runs.open_run("with space").summary()
+    config = tmp_path / "with space" / "config.toml"
+    config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
+    assert train(*options, "--resume") == 2
+    assert "xpnn train --config 'with space'/config.toml\n" in capsys.readouterr().err
 
 
 def test_what_follows_training_is_made_up_for(done, capsys):

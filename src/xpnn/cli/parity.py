@@ -155,7 +155,7 @@ def _model(name: str, classes: int) -> tuple[Layer, Path | None]:
     if path.is_dir():
         path = path / "last.safetensors"
         if not path.exists():
-            raise ValueError(f"{name}: a folder without last.safetensors; give that of a run: xpnn train --out {name}")
+            raise ValueError(f"{name}: a folder without last.safetensors; give that of a run, as `xpnn train` makes it")
     elif not path.suffix:
         return models.get(name, classes), None
     return files.read(path).model, path

@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     history = found.trainer(arguments.backend, arguments.device).history  # the best one does not know what followed
     if not history:
         raise ValueError(
-            f"the run in {found.path} is {summary['status']}, and has no epoch to show; go on with it: "
-            f"xpnn train --out {found.path} --resume"
+            f"the run in {found.path} is {summary['status']}, and has no epoch to show; go on with it: {found.again}"
         )
     dataset = found.dataset(arguments.data_dir)
     if "test_accuracy" not in summary:  # it was interrupted

@@ -105,11 +105,10 @@ def _train(run: Run, trainer: Trainer, dataset: data.Dataset, train: Part, valid
             with suppress(OSError):  # of a full disk, for one: that was said already
                 run.write_summary({"status": status, "error": str(e) or type(e).__name__} | facts)
             raise
-    again = f"xpnn train --out {run.path} --resume"
     if watch.signal or not trainer.history:
         run.write_summary({"status": "interrupted"} | facts)
         why = "interrupted" if watch.signal else f"{watch.stopped}, and no epoch is complete"
-        print(f"\nxpnn train: {why}; the checkpoint is written. To go on: {again}", file=sys.stderr)
+        print(f"\nxpnn train: {why}; the checkpoint is written. To go on: {run.again}", file=sys.stderr)
         return 128 + watch.signal if watch.signal else 1
     if watch.stopped:
         print(f"stopped: {watch.stopped}", file=stream)
@@ -120,7 +119,7 @@ def _train(run: Run, trainer: Trainer, dataset: data.Dataset, train: Part, valid
         _pictures(run, trainer, dataset, summary, stream)
     print(f"the run is in {run.path}", file=stream)
     if trainer.position:
-        print(f"to go on: {again}", file=stream)
+        print(f"to go on: {run.again}", file=stream)
     if "json" in given:
         print(to_json(summary, indent=2))
     target, accuracy = given.get("target_accuracy"), summary["test_accuracy"]
@@ -177,7 +176,7 @@ def _to_resume(given: Config) -> Run:
     if found.finished():
         raise ValueError(
             f"there is nothing to resume: the run in {found.path} is complete, {found.config['epochs']} epochs of "
-            f"{found.config['epochs']}; `xpnn evaluate {found.path}` looks at it"
+            f"{found.config['epochs']}; `xpnn evaluate {found.quoted}` looks at it"
         )
     asked = (settings.from_file(given["config"]) if "config" in given else {}) | settings.placed(given)
     for name, value in asked.items():
@@ -219,7 +218,7 @@ def _interrupted(run: Run, wanted: Trainer) -> Trainer:
         if then != now:
             raise ValueError(
                 f"{run.file('last.safetensors')} has the {name} {then!r}, but {run.file('config.toml')} asks for "
-                f"{now!r}; restore the file, or begin a new run with it: xpnn train --config {run.file('config.toml')}"
+                f"{now!r}; restore the file, or begin a new run with it: xpnn train --config {run.quoted}/config.toml"
             )
     return trainer
 
@@ -301,7 +300,7 @@ def _report(summary: dict[str, Any], stream: TextIO) -> None:
 def _pictures(run: Run, trainer: Trainer, dataset: data.Dataset, summary: dict[str, Any], stream: TextIO) -> None:
     """Draw what `xpnn show` draws; a want of matplotlib is no reason to fail after training."""
     if find_spec("matplotlib") is None:
-        print(f'no pictures: pip install "xpnn[train]", then `xpnn show {run.path}`', file=stream)
+        print(f'no pictures: pip install "xpnn[train]", then `xpnn show {run.quoted}`', file=stream)
         return
     from xpnn import pictures
 
