@@ -59,20 +59,22 @@ class Run:
             FileNotFoundError: that state was never written.
             FileFormatError: the file is damaged.
         """
-        file = self.file(f"{which}.safetensors")
+        file, other = self.file(f"{which}.safetensors"), "best" if which == "last" else "last"
+        instead = f"take --checkpoint {other}" if self.file(f"{other}.safetensors").exists() else ""
         if not file.exists():
-            why, remedy = {
-                "best": ("no epoch is complete", "take --checkpoint last"),
-                "last": ("none was written", f"go on with the run: {self.again}"),
-            }[which]
-            raise FileNotFoundError(f"there is no checkpoint {file}: {why}, or it was removed; {remedy}")
+            why = "no epoch is complete" if which == "best" else "none was written"
+            anew = "begin a new run in another folder" if self.lost() else f"go on with the run: {self.again}"
+            raise FileNotFoundError(f"there is no checkpoint {file}: {why}, or it was removed; {instead or anew}")
         try:
             return Trainer.load(file, backend=backend or self.config["backend"], device=device)
         except FileFormatError as e:
-            other = "best" if which == "last" else "last"
-            if not self.file(f"{other}.safetensors").exists():
-                raise
-            raise FileFormatError(f"{e}, or take --checkpoint {other}") from None
+            raise FileFormatError(f"{e}, or {instead}" if instead else str(e)) from None
+
+    def lost(self) -> bool:
+        """Whether epochs are done, and the state after the last of them is gone."""
+        metrics = self.file("metrics.jsonl")
+        done = self.file("best.safetensors").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+        return done and not self.file("last.safetensors").exists()
 
     def dataset(self, data_dir: str | Path | None = None) -> Dataset:
         """The data set that it was trained on.

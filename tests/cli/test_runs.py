@@ -675,7 +675,13 @@ def test_a_checkpoint_that_is_damaged(done, capsys):
     assert main(["evaluate", str(done)]) == 2
     assert "copy or download it again, or take --checkpoint best" in capsys.readouterr().err
     assert main(["evaluate", str(done), "--checkpoint", "best"]) == 0
+    runs.open_run(done).write_summary({"status": "running"})
+    assert train("--out", done, "--resume") == 2
+    err = capsys.readouterr().err
+    assert f"or begin a new run in another --out; `xpnn evaluate {done} --checkpoint best` looks at its best" in err
     (done / "best.safetensors").unlink()
+    assert train("--out", done, "--resume") == 2
+    assert capsys.readouterr().err.endswith("copy or download it again, or begin a new run in another --out\n")
     assert main(["evaluate", str(done)]) == 2
     assert "--checkpoint" not in capsys.readouterr().err
 
@@ -688,9 +694,36 @@ def test_a_checkpoint_that_is_not_there(done, capsys):
     )
     (done / "last.safetensors").unlink()
     assert main(["evaluate", str(done)]) == 2
-    assert "last.safetensors: none was written, or it was removed; go on with the run" in capsys.readouterr().err
+    assert "last.safetensors: none was written, or it was removed; begin a new run in" in capsys.readouterr().err
+    (done / "metrics.jsonl").write_text("")
+    assert main(["evaluate", str(done)]) == 2
+    assert f"or it was removed; go on with the run: xpnn train --out {done} --resume" in capsys.readouterr().err
     assert train("--out", done, "--resume", "--no-pictures") == 0
     assert (done / "last.safetensors").exists()
+
+
+def test_epochs_whose_last_state_is_gone_are_not_written_over(done, capsys):
+    (done / "last.safetensors").unlink()
+    before = {file.name: file.read_bytes() for file in done.iterdir()}
+    assert main(["evaluate", str(done)]) == 2
+    assert "last.safetensors: none was written, or it was removed; take --checkpoint best" in capsys.readouterr().err
+    assert train("--out", done, "--resume") == 2
+    err = capsys.readouterr().err
+    assert f"there is no {done / 'last.safetensors'} to go on from, and to begin anew there would write over" in err
+    assert f"begin a new run in another --out; `xpnn evaluate {done} --checkpoint best` looks at its best epoch" in err
+    assert {file.name: file.read_bytes() for file in done.iterdir()} == before
+    (done / "best.safetensors").unlink()
+    assert train("--out", done, "--resume") == 2
+    assert capsys.readouterr().err.endswith("begin a new run in another --out\n")
+
+
+@pytest.mark.parametrize("left", [None, b"damaged"])
+def test_show_the_best_epoch_where_the_last_state_is_lost(done, left):
+    pytest.importorskip("matplotlib")
+    (done / "last.safetensors").unlink()
+    if left:
+        (done / "last.safetensors").write_bytes(left)
+    assert main(["show", str(done), "--checkpoint", "best"]) == 0
 
 
 def test_images_of_ones_own_that_are_gone(done, capsys):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import Any
 
 from xpnn import runs
 from xpnn.cli.train import parts, result
 from xpnn.cli.values import add_run
+from xpnn.errors import FileFormatError
 
 
 def add_to(commands: Any) -> None:
@@ -37,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     summary = found.summary()
     trainer = found.trainer(arguments.backend, arguments.device, arguments.checkpoint)
-    history = found.trainer(arguments.backend, arguments.device).history  # the best one does not know what followed
+    history = trainer.history
+    with suppress(FileNotFoundError, FileFormatError):  # the best one does not know what followed
+        history = found.trainer(arguments.backend, arguments.device).history
     if not history:
         raise ValueError(
             f"the run in {found.path} is {summary['status']}, and has no epoch to show; go on with it: {found.again}"

@@ -21,7 +21,7 @@ from xpnn import backend as backends
 from xpnn.cli import settings
 from xpnn.cli.progress import progress
 from xpnn.data import augment
-from xpnn.errors import ShapeError
+from xpnn.errors import FileFormatError, ShapeError
 from xpnn.layers import Normalize, Sequential
 from xpnn.random import Stream
 from xpnn.runs import Config, Run
@@ -178,6 +178,11 @@ def _to_resume(given: Config) -> Run:
             f"there is nothing to resume: the run in {found.path} is complete, {found.config['epochs']} epochs of "
             f"{found.config['epochs']}; `xpnn evaluate {found.quoted}` looks at it"
         )
+    if found.lost():
+        raise FileNotFoundError(
+            f"there is no {found.file('last.safetensors')} to go on from, and to begin anew there would write over "
+            f"what its epochs left; put it back, or {_instead(found)}"
+        )
     asked = (settings.from_file(given["config"]) if "config" in given else {}) | settings.placed(given)
     for name, value in asked.items():
         if name not in settings.MAY_CHANGE and value != found.config.get(name):
@@ -212,7 +217,10 @@ def _trainer(config: Config, dataset: data.Dataset, images: Any, backend: backen
 
 def _interrupted(run: Run, wanted: Trainer) -> Trainer:
     """The trainer as the last checkpoint has it, which must be what the configuration asks for."""
-    trainer = run.trainer(wanted.backend)
+    try:
+        trainer = Trainer.load(run.file("last.safetensors"), backend=wanted.backend)
+    except FileFormatError as e:
+        raise FileFormatError(f"{e}, or {_instead(run)}") from None
     for name in ("model", "optimizer", "schedule", "loss", "seed"):
         then, now = getattr(trainer, name), getattr(wanted, name)
         if then != now:
@@ -221,6 +229,12 @@ def _interrupted(run: Run, wanted: Trainer) -> Trainer:
                 f"{now!r}; restore the file, or begin a new run with it: xpnn train --config {run.quoted}/config.toml"
             )
     return trainer
+
+
+def _instead(run: Run) -> str:
+    """What to do where a run cannot go on."""
+    best = f"; `xpnn evaluate {run.quoted} --checkpoint best` looks at its best epoch"
+    return "begin a new run in another --out" + best * run.file("best.safetensors").exists()
 
 
 def parts(dataset: data.Dataset, config: Config) -> tuple[Part, Part]:
