@@ -229,10 +229,21 @@ def test_a_learning_rate_that_is_too_large(capsys, tmp_path):
     assert train("--lr", 1e30, "--schedule", "constant", "--out", "run") == 1
     err = capsys.readouterr().err
     assert "training left the finite numbers at step 2 (epoch 1, batch 2)" in err
-    assert "On the command line that is a smaller --lr." in err
+    assert err.endswith("\nOn the command line: begin a new run in another --out, with a smaller --lr than 1e+30\n")
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["error"].startswith("training left the finite numbers")
+
+
+@pytest.mark.parametrize("largest", [1, 255])
+@pytest.mark.parametrize("more", [[], ["--normalize"]], ids=["plain", "normalized"])
+def test_images_that_are_large_where_training_fails(capsys, largest, more):
+    x, y = np.arange(8 * 64, dtype=np.float32).reshape(8, 8, 8) % 2 * largest, np.arange(8) % 2
+    np.savez("large.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    options = ["--dataset", "large.npz", "--schedule", "constant", "--lr", "1e30", "--batch-size", "4", *more]
+    assert main(["train", *options, "--model", "article", "--backend", "numpy", "--no-pictures"]) == 1
+    said = ", or with --normalize: the images have values up to 255, and about 1 is common\n"
+    assert capsys.readouterr().err.endswith(said) == (largest == 255 and not more)
 
 
 def test_images_that_are_not_finite(capsys):

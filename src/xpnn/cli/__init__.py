@@ -38,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except NonFiniteError as e:
         print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
-        if "learning rate" in str(e):  # else the data are not finite
-            print("On the command line that is a smaller --lr.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # who reads our output has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

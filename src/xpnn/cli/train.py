@@ -21,7 +21,7 @@ from xpnn import backend as backends
 from xpnn.cli import settings
 from xpnn.cli.progress import progress
 from xpnn.data import augment
-from xpnn.errors import FileFormatError, ShapeError
+from xpnn.errors import FileFormatError, NonFiniteError, ShapeError
 from xpnn.layers import Normalize, Sequential
 from xpnn.random import Stream
 from xpnn.runs import Config, Run
@@ -31,6 +31,8 @@ from xpnn.train.fit import Fit
 
 Part = tuple[Any, Any]
 """Images and labels."""
+LARGE = 30
+"""Values of images that may be what drives training out of the finite numbers."""
 
 
 def add_to(commands: Any) -> None:
@@ -104,6 +106,8 @@ def _train(run: Run, trainer: Trainer, dataset: data.Dataset, train: Part, valid
             status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
             with suppress(OSError):  # of a full disk, for one: that was said already
                 run.write_summary({"status": status, "error": str(e) or type(e).__name__} | facts)
+            if isinstance(e, NonFiniteError) and "learning rate" in str(e):  # else the data are not finite
+                raise NonFiniteError(f"{e}\nOn the command line: {_tamer(config, train[0])}") from None
             raise
     if watch.signal or not trainer.history:
         run.write_summary({"status": "interrupted"} | facts)
@@ -194,6 +198,15 @@ def _to_resume(given: Config) -> Run:
                 f"{option} out, or begin a new run without --resume"
             )
     return found
+
+
+def _tamer(config: Config, images: Any) -> str:
+    """What to do on the command line where training left the finite numbers."""
+    advice = f"begin a new run in another --out, with a smaller --lr than {config['lr']:g}"
+    largest = np.abs(images[:256]).max()
+    if config.get("normalize") or largest <= LARGE:
+        return advice
+    return f"{advice}, or with --normalize: the images have values up to {largest:g}, and about 1 is common"
 
 
 def _trainer(config: Config, dataset: data.Dataset, images: Any, backend: backends.Backend) -> Trainer:
