@@ -225,6 +225,24 @@ def test_missing_data(capsys, tmp_path, monkeypatch):
         assert str(tmp_path) in err or not arguments
 
 
+@pytest.mark.parametrize(("missing", "said"), [("platformdirs", "platformdirs is"), ("PIL", "Pillow, which")])
+@pytest.mark.parametrize("command", ["train", "summary"])
+def test_pictures_without_the_packages_that_read_them(capsys, tmp_path, monkeypatch, command, missing, said):
+    pytest.importorskip("platformdirs")
+    monkeypatch.delenv("XPNN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "photos" / name / f"{i}.png").touch()
+    network = ["tiny-cnn"] if command == "summary" else ["--backend", "numpy"]
+    assert main([command, *network, "--dataset", "photos"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"xpnn {command}: {said}")
+    assert 'pip install "xpnn[train]"' in err
+
+
 def test_a_learning_rate_that_is_too_large(capsys, tmp_path):
     assert train("--lr", 1e30, "--schedule", "constant", "--out", "run") == 1
     err = capsys.readouterr().err

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads our output has had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as e:  # the message says what to do
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as e:  # the message says what to do
         print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

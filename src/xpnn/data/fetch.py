@@ -76,8 +76,8 @@ def _downloaded(name: str, known: Known, where: str) -> Path:
         if not absent:
             return folder
         import pooch
-    except ImportError as e:
-        remedy = f'To have them downloaded: pip install "xpnn[train]" ({e}). '
+    except ImportError:
+        remedy = 'To have it downloaded: pip install "xpnn[train]". Or '
         raise FileNotFoundError(_nowhere(known, where) + remedy + _by_hand(known)) from None
     cache.made(folder)
     for file in absent:
