@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -443,6 +444,26 @@ def test_help_shows_an_example_and_fits_eighty_columns(arguments, capsys, monkey
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert re.search(r"(Try it|[Ee]xamples?):\s.*xpnn " + "".join(arguments), out, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "arguments"),
+    [
+        ("cp1252", ["parity", "--help"]),
+        ("latin-1", ["train", "--help"]),
+        ("ascii", ["summary", "tiny-cnn", "--dataset", "digits"]),
+        ("ascii", ["train", "--data-dir", "…", "--dataset", "mnist"]),
+    ],
+)
+def test_a_terminal_that_lacks_a_sign(encoding, arguments, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+    with suppress(SystemExit):
+        main(arguments)
+    for stream in streams:
+        stream.flush()
+    assert any(b"?" in stream.buffer.getvalue() for stream in streams)
 
 
 def test_version(capsys):

@@ -61,10 +61,12 @@ def test_a_picture_that_is_as_the_network_wants_it(capsys, tmp_path):
 
 
 def test_json_and_top(run, capsys):
-    shown = [picture(name, i) for i, name in enumerate(("a.png", "b.jpg"))]
-    assert main(["predict", run, "a.png", "b.jpg", "--top", "10", "--json"]) == 0
-    answers = json.loads(capsys.readouterr().out)
-    assert [a["image"] for a in answers] == ["a.png", "b.jpg"]
+    shown = [picture(name, i) for i, name in enumerate(("a.png", "é.jpg"))]
+    assert main(["predict", run, "a.png", "é.jpg", "--top", "10", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()  # else a terminal that lacks a sign would change it
+    answers = json.loads(out)
+    assert [a["image"] for a in answers] == ["a.png", "é.jpg"]
     assert [a["class"] for a in answers] == shown
     for answer in answers:
         values = list(answer["probabilities"].values())

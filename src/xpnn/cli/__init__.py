@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from xpnn.cli.values import Parser
 from xpnn.errors import NonFiniteError
@@ -32,6 +33,9 @@ def parser(names: Sequence[str] = COMMANDS) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a sign that the terminal lacks: better than none of the rest
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser(argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     try:

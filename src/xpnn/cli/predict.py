@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             width = max(len(name) for name, _ in top)
             print("\n".join(f"  {name:{width}}  {p:6.1%}  {'█' * round(30 * p)}".rstrip() for name, p in top))
     if arguments.json:
-        print(json.dumps(answers, indent=2, ensure_ascii=False))
+        print(json.dumps(answers, indent=2))
     return 2 if failed else 0
 
 
