@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import struct
 import sys
 import threading
@@ -429,7 +430,8 @@ def test_corrupt_image(folder, fault, cache, capsys):
     path = folder / "cats" / "07.png"
     CORRUPT[fault](path)
     text = message(folder)
-    assert text.startswith(f"{path}: this image cannot be read (")
+    reason = re.match(re.escape(f"{path}: this image cannot be read (") + r"(.+)\)\. Mend or remove it", text)[1]
+    assert not re.search(r"Errno|<_io|07\.png", reason)
     assert "skip_corrupt=True (--skip-corrupt)" in text
     assert not cache.is_dir() or entries(cache) == []
     for _ in range(2):  # decoded, and from the cache
@@ -438,7 +440,7 @@ def test_corrupt_image(folder, fault, cache, capsys):
         assert all_levels(data) == [*(i for i in range(20) if i != 7), *range(100, 120)]
         assert (np.array(levels(data.train_images)) >= 100).tolist() == data.train_labels.tolist()
         said = capsys.readouterr().err
-        assert f"{folder}: skipped 1 of 40 images, which cannot be read:\n  cats/07.png: " in said
+        assert f"{folder}: skipped 1 of 40 images, which cannot be read:\n  cats/07.png: {reason}\n" in said
     assert message(folder) == text  # one that was skipped once is not skipped unasked
 
 
@@ -486,4 +488,4 @@ def test_values_of_32_bits(folder):
 def test_formats_that_start_programs_are_not_opened(folder):
     path = folder / "cats" / "evil.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 5\n%%EndComments\nshowpage\n")
-    assert "cannot identify image file" in message(folder)
+    assert "(it is none of PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM)" in message(folder)

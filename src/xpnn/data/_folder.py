@@ -294,7 +294,7 @@ def _image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 def _opened(path: Path) -> Iterator[Any]:
     """An image file, open; whatever is found wrong with it, now or later, becomes an error that names it."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError('Pillow, which reads images, is not installed; pip install "xpnn[train]"') from None
     try:
@@ -305,7 +305,9 @@ def _opened(path: Path) -> Iterator[Any]:
             with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 yield image
     except Exception as e:  # Pillow raises errors of many kinds
+        none = f"it is none of {', '.join(FORMATS)}"
+        reason = none if isinstance(e, UnidentifiedImageError) else getattr(e, "strerror", None) or str(e)
         raise FileFormatError(
-            f"{path}: this image cannot be read ({e}). Mend or remove it, or leave out all such images by "
+            f"{path}: this image cannot be read ({reason}). Mend or remove it, or leave out all such images by "
             "skip_corrupt=True (--skip-corrupt)"
-        ) from e
+        ) from ValueError(reason)
