@@ -749,12 +749,54 @@ def test_a_full_disk_while_a_checkpoint_is_written(monkeypatch, capsys):
         patch.setattr(os, "fsync", full)
         assert train(*FAST, "--out", "run") == 2
     err = capsys.readouterr().err
-    assert "cannot write last.safetensors into the folder" in err
+    assert "\nxpnn train: cannot write last.safetensors into the folder" in f"\n{err}"
     assert "No space left on device; the last.safetensors that was there is untouched" in err
     assert 0 < Trainer.load("run/last.safetensors", backend="numpy").step < 14
     assert runs.open_run("run").summary()["status"] == "failed"
     assert not list(Path("run").glob(".xpnn-*"))
     assert train("--out", "run", "--resume", "--no-pictures") == 0
+
+
+REMEDY = "; see that it is there, that you may use it, and that there is room\n"
+
+
+@pytest.mark.parametrize("words", [["show"], ["train", "--resume", "--out"]], ids=["show", "train"])
+def test_a_full_disk_while_pictures_are_drawn(done, monkeypatch, capsys, words):
+    pytest.importorskip("matplotlib")
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    runs.open_run(done).write_summary(runs.open_run(done).summary() | {"status": "running"})
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main([*words, str(done)]) == 2
+    said = f"xpnn {words[0]}: {done} cannot be read or written (No space left on device){REMEDY}"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "function"),
+    [
+        (["evaluate"], "config.toml", "read_text"),
+        (["evaluate"], "last.safetensors", "read_bytes"),
+        (["train", "--resume", "--out"], "config.toml", "read_text"),
+        (["show"], "pictures", "mkdir"),
+    ],
+    ids=["config", "state", "resume", "show"],
+)
+def test_what_one_may_not_read_or_write(done, monkeypatch, capsys, words, name, function):
+    pytest.importorskip("matplotlib")
+    usual = getattr(Path, function)
+
+    def refused(path, *args, **options):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *args, **options)
+
+    monkeypatch.setattr(Path, function, refused)
+    assert main([*words, str(done)]) == 2
+    said = f"xpnn {words[0]}: {done / name} cannot be read or written (Permission denied){REMEDY}"
+    assert capsys.readouterr().err == said
 
 
 # The commands that look at a run

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 
-from xpnn.cli.values import Parser
+from xpnn.cli.values import Parser, sentence
 from xpnn.errors import NonFiniteError
 
 COMMANDS = "train", "evaluate", "predict", "explain", "show", "summary", "backends", "parity", "bench", "completion"
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as e:  # the message says what to do
-        print(f"xpnn {arguments.command}: {e}", file=sys.stderr)
+        print(f"xpnn {arguments.command}: {sentence(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nxpnn {arguments.command}: interrupted before it was done", file=sys.stderr)

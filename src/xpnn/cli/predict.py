@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xpnn import runs
-from xpnn.cli.values import add_run, count
+from xpnn.cli.values import add_run, count, sentence
 from xpnn.data.picture import open_picture, prepare
 from xpnn.losses import probabilities
 
@@ -66,4 +66,5 @@ def prepared(done: Sequence[str]) -> str:
 
 def named(path: str, error: Exception) -> str:
     """The message, with the picture's name where it lacks it."""
-    return str(error) if path in str(error) else f"{path}: {error}"
+    said = sentence(error)
+    return said if path in said else f"{path}: {said}"

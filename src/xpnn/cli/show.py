@@ -8,7 +8,7 @@ from typing import Any
 
 from xpnn import runs
 from xpnn.cli.train import parts, result
-from xpnn.cli.values import add_run
+from xpnn.cli.values import add_run, naming
 from xpnn.errors import FileFormatError
 
 
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if "test_accuracy" not in summary:  # it was interrupted
         train, _ = parts(dataset, found.config)
         summary |= result(trainer, train, (dataset.test_images, dataset.test_labels))
-    for file in pictures.write(found.path, trainer, dataset, history, summary, found.config):
-        print(file)
+    with naming(found.path):
+        files = pictures.write(found.path, trainer, dataset, history, summary, found.config)
+    print(*files, sep="\n")
     return 0

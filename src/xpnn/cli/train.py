@@ -20,6 +20,7 @@ from xpnn import __version__, data, losses, models, runs
 from xpnn import backend as backends
 from xpnn.cli import settings
 from xpnn.cli.progress import progress
+from xpnn.cli.values import naming
 from xpnn.data import augment
 from xpnn.errors import FileFormatError, NonFiniteError, ShapeError
 from xpnn.layers import Normalize, Sequential
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif not found:
             found = runs.new_run(given.get("out"), {**config, "backend": backend.name})
             claims.enter_context(found.claimed())
+        claims.enter_context(naming(found.path))
         return _train(found, trainer, dataset, train, validation, given)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +106,29 @@ def writable(path: Path) -> None:
         path.unlink()
     elif start and path.suffix.lower() == ".html" and GENERATOR.encode() not in start:
         raise ValueError(f"{path} is there already, and is no page of xpnn; choose another name, or remove it")
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as of a full disk, name this folder."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno and e.filename is None and e.strerror == os.strerror(e.errno):  # else it is a sentence of ours
+            e.filename = str(folder)
+        raise
+
+
+def sentence(error: Exception) -> str:
+    """What an error says; of one that the system raised of a file, which one that is and what to do."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if error.filename is None:
+        return error.strerror
+    return (
+        f"{error.filename} cannot be read or written ({error.strerror}); see that it is there, that you may "
+        "use it, and that there is room"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
