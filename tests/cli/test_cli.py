@@ -171,6 +171,7 @@ def test_the_target(capsys, tmp_path):
         (["--lr", "0"], "argument --lr: '0' is not a positive number"),
         (["--lr", "nan"], "argument --lr: 'nan' is not a positive number"),
         (["--lr", "fast"], "argument --lr: 'fast' is not a positive number"),
+        (["--label-smoothing", "1"], "argument --label-smoothing: '1' is not less than 1"),
         (["--target-accuracy", "97"], "argument --target-accuracy: '97' is not a number from 0 to 1"),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["--optimizer", "adagrad"], r"argument --optimizer: invalid choice: 'adagrad' .*\); see xpnn train --help$"),

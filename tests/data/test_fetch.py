@@ -131,11 +131,9 @@ def test_server_that_is_gone(mirrors):
 
 def test_all_mirrors_fail(mirrors, tmp_path, cache):
     mirrors[0].faults, mirrors[1].faults = {TRAIN_IMAGES: "cut off"}, {TRAIN_IMAGES: "refused"}
-    text = failure(tmp_path / "here")
+    text = failure(tmp_path)
     assert "KMNIST needs the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, " in text
-    assert (
-        f"Looked in {tmp_path / 'here' / 'kmnist'} (no such folder) and {tmp_path / 'here'} (no such folder)." in text
-    )
+    assert f"Looked in {tmp_path / 'kmnist'} (no such folder) and {tmp_path} (missing: all)." in text
     assert f"The download into {cache / 'kmnist'} failed" in text
     for mirror, reason in zip(mirrors, ("IncompleteRead", "503"), strict=True):
         line = next(line for line in text.splitlines() if line.strip().startswith(mirror.address + TRAIN_IMAGES))
@@ -143,6 +141,16 @@ def test_all_mirrors_fail(mirrors, tmp_path, cache):
     assert "Try again later, or: fetch them from" in text
     assert "--data-dir" in text
     assert not any((cache / "kmnist").iterdir())
+
+
+@pytest.mark.parametrize("option", ["data_dir (--data-dir)", "XPNN_DATA"])
+def test_a_folder_that_is_none_begins_no_download(mirrors, tmp_path, monkeypatch, option):
+    (tmp_path / "file").touch()
+    for name, why in (("nowhere", "does not exist"), ("file", "is a file")):
+        monkeypatch.setenv("XPNN_DATA", str(tmp_path / name))
+        text = failure(*[tmp_path / name] if "data_dir" in option else [])
+        assert text.startswith(f"{option}: {tmp_path / name} {why}; name the folder of the files, or none to")
+    assert mirrors[0].asked == []
 
 
 def test_what_came_before_the_failure_stays(mirrors):

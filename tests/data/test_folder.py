@@ -241,17 +241,25 @@ def test_image_size(folder, size, shape, capsys):
     assert "sizes" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, "8", (8,), (8, 8, 3), (0, 8)])
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8", (8,), (8, 8, 3), (0, 8), 100_000])
 def test_image_size_that_is_none(folder, size):
-    assert message(folder, ValueError, image_size=size).startswith(f"image_size={size!r}; expected a positive integer")
+    text = message(folder, ValueError, image_size=size)
+    assert text == f"image_size={size!r} (--image-size); expected one or two, (height, width), from 1 to 4096"
 
 
-@pytest.mark.parametrize("options", [{"image_size": 8}, {"skip_corrupt": True}])
-def test_options_of_a_folder_alone(options):
-    with pytest.raises(
-        ValueError, match="image_size and skip_corrupt are for a folder of images, and 'digits' is none"
-    ):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 8}, "image_size (--image-size)"),
+        ({"skip_corrupt": True}, "skip_corrupt (--skip-corrupt)"),
+        ({"image_size": 8, "skip_corrupt": True}, "image_size (--image-size) and skip_corrupt (--skip-corrupt)"),
+    ],
+    ids=["size", "corrupt", "both"],
+)
+def test_options_of_a_folder_alone(options, said):
+    with pytest.raises(ValueError, match="for a folder of images alone, and 'digits' is none; leave it out") as e:
         load("digits", **options)
+    assert str(e.value).startswith(f"{said}: ")
 
 
 # How they are kept

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xpnn import data, models, optim, runs
-from xpnn.cli.values import Parser, count, positive, share
+from xpnn.cli.values import Parser, below_one, count, positive, share
 from xpnn.runs import Config
 
 OPTIMIZERS: dict[str, optim.Optimizer] = {
@@ -87,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lr", "X", f"largest learning rate; default: {rates}", type=positive)
     one_of("--schedule", SCHEDULES, f"of the learning rate; default: {DEFAULTS['schedule']}")
     add("--weight-decay", "X", "shrink the weights by so much of the learning rate a step; default: 0", type=share)
-    add("--label-smoothing", "X", "take so much of each label away and give it to all; default: 0", type=share)
+    add("--label-smoothing", "X", "take so much of each label away and give it to all; default: 0", type=below_one)
     add("--seed", "N", "of weights, order, dropout and augmentation; default: 0", type=int)
     add("--patience", "N", "stop after N epochs without a better one", type=count)
     add("--time-limit", "SECONDS", "stop after so long; --resume goes on", type=positive)

@@ -81,6 +81,13 @@ def share(text: str) -> float:
     return value
 
 
+def below_one(text: str) -> float:
+    """A number from 0 to less than 1."""
+    if (value := share(text)) == 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not less than 1")
+    return value
+
+
 def file(*endings: str) -> Callable[[str], Path]:
     """A file to be written, whose name must have one of these endings."""
 

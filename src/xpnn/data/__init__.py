@@ -31,6 +31,8 @@ __all__ = ["NAMES", "Dataset", "Stored", "digits", "load", "mnist", "part"]
 
 NAMES = ("digits", *KNOWN)
 """The data sets that are known by name."""
+LARGEST = 4096
+"""Pixels of a side of an image of a folder, at most: more is a slip of the hand, and would be decoded for ever."""
 
 
 def load(
@@ -66,7 +68,7 @@ def load(
 
     Raises:
         ValueError: an unknown name, or arguments that do not go with it.
-        FileNotFoundError: files of a public set are neither there nor to be had.
+        FileNotFoundError: files of a public set are neither there nor to be had, or ``data_dir`` is no folder.
         FileFormatError: a file or folder is damaged, or is not what was expected.
         ImportError: a package is missing; the message has the remedy.
         OSError: the cache folder cannot be written to.
@@ -75,10 +77,9 @@ def load(
     path = Path(text).expanduser()
     if text not in NAMES and path.is_dir():
         return _folder.read(path, _size(image_size), skip_corrupt)
-    if image_size is not None or skip_corrupt:
-        raise ValueError(
-            f"image_size and skip_corrupt are for a folder of images, and {text!r} is none; leave them out"
-        )
+    options = {"image_size (--image-size)": image_size is not None, "skip_corrupt (--skip-corrupt)": skip_corrupt}
+    if given := [option for option, there in options.items() if there]:
+        raise ValueError(f"{' and '.join(given)}: for a folder of images alone, and {text!r} is none; leave it out")
     if text == "digits":
         return digits()
     if text in KNOWN:
@@ -108,6 +109,8 @@ def _size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         height, width = map(index, image_size if isinstance(image_size, tuple | list) else (image_size, image_size))
     except (TypeError, ValueError):
         height = width = 0
-    if min(height, width) < 1:
-        raise ValueError(f"image_size={image_size!r}; expected a positive integer, or two: (height, width)")
+    if not (0 < height <= LARGEST and 0 < width <= LARGEST):
+        raise ValueError(
+            f"image_size={image_size!r} (--image-size); expected one or two, (height, width), from 1 to {LARGEST}"
+        )
     return height, width

@@ -24,7 +24,8 @@ def files(name: str, data_dir: str | os.PathLike[str] | None, find: Find) -> dic
     """The paths of the set's files by part, from the first folder that holds them all.
 
     Raises:
-        FileNotFoundError: they are nowhere, and no mirror gave them: with all folders and addresses.
+        FileNotFoundError: they are nowhere, and no mirror gave them: with all folders and addresses; or what is named
+            as their folder is none.
         FileFormatError: a file of the user's is one of another known set.
         OSError: the cache folder cannot be written to.
     """
@@ -43,8 +44,14 @@ def files(name: str, data_dir: str | os.PathLike[str] | None, find: Find) -> dic
 
 def _folders(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path]:
     # An empty variable is an unset one; Path("") would be the current folder.
-    root = data_dir if data_dir is not None else os.environ.get("XPNN_DATA") or None
-    return [] if root is None else [Path(root).expanduser() / name, Path(root).expanduser()]
+    given = data_dir if data_dir is not None else os.environ.get("XPNN_DATA") or None
+    if given is None:
+        return []
+    root, source = Path(given).expanduser(), "XPNN_DATA" if data_dir is None else "data_dir (--data-dir)"
+    if not root.is_dir():
+        why = "is a file" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{source}: {root} {why}; name the folder of the files, or none to download them")
+    return [root / name, root]
 
 
 def _refuse_anothers(name: str, part: str, path: Path) -> None:
