@@ -190,6 +190,8 @@ def open_run(path: str | Path) -> Run:
         known = [str(run) for run in dict.fromkeys([*_by_age(Path("runs")), *_by_age(folder)])]
         what = "holds no run: it has no config.toml" if folder.is_dir() else "is no folder"
         hint = f"; there are {', '.join(known[-3:])}" if known else "; `xpnn train` makes one"
+        if not folder.is_dir() and (folder.parent / "config.toml").is_file():
+            hint = f"; the run is {folder.parent}"
         raise FileNotFoundError(f"{folder} {what}{hint}")
     config = read_config(folder / "config.toml")
     if missing := [key for key in ("dataset", "model", "backend") if key not in config]:

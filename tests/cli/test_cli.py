@@ -176,6 +176,7 @@ def test_the_target(capsys, tmp_path):
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["--optimizer", "adagrad"], r"argument --optimizer: invalid choice: 'adagrad' .*\); see xpnn train --help$"),
         (["--optimizer", "adan"], r"invalid choice: 'adan' \(choose from .*\); did you mean 'adam'\?$"),
+        (["--epoch", "1"], r"unrecognized arguments: --epoch 1; did you mean '--epochs'\?$"),
         (["--learning-rate", "9"], "unrecognized arguments: --learning-rate 9; see xpnn train --help$"),
         (["--batchsize=9"], r"unrecognized arguments: --batchsize=9; did you mean '--batch-size'\?$"),
     ],
@@ -188,7 +189,8 @@ def test_usage(capsys, arguments, message):
 
 
 def test_no_command(capsys):
-    assert "required: COMMAND" in usage(capsys)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: xpnn [-h]")
     assert re.search(r"^xpnn: .*invalid choice: 'trian'.*; did you mean 'train'\?$", usage(capsys, "trian"))
 
 

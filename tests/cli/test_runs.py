@@ -488,7 +488,7 @@ def test_a_time_limit_and_early_stopping(capsys):
     )
     slow = ["--lr", 1e-30, "--patience", 1, "--epochs", 50, "--limit", 40]
     assert train(*FAST, *slow, "--out", "early") == 0
-    assert "stopped: validation_accuracy was not better for 1 epochs" in capsys.readouterr().out
+    assert "stopped: validation_accuracy was not better for 1 epoch\n" in capsys.readouterr().out
     run = runs.open_run("early")
     assert run.summary()["status"] == "finished"
     assert len(run.history()) == 2
@@ -539,7 +539,7 @@ def test_another_backend_goes_on(interrupted):
 def test_nothing_to_resume(trained, capsys):
     assert train("--out", trained, "--resume") == 2
     err = capsys.readouterr().err
-    assert f"there is nothing to resume: the run in {trained} is complete, 2 epochs of 2" in err
+    assert f"there is nothing to resume: the run in {trained} is complete; `xpnn evaluate {trained}` looks" in err
     assert train("--out", "nowhere", "--resume") == 2
     assert "nowhere is no folder; `xpnn train` makes one" in capsys.readouterr().err
     Path("empty").mkdir()
@@ -829,6 +829,10 @@ def test_evaluate_counts_by_class():
 def test_evaluate_what_is_no_run(capsys, tmp_path):
     assert main(["evaluate", "nowhere"]) == 2
     assert "xpnn evaluate: nowhere is no folder" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").touch()
+    assert main(["evaluate", "run/last.safetensors"]) == 2
+    assert capsys.readouterr().err == "xpnn evaluate: run/last.safetensors is no folder; the run is run\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

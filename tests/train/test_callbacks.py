@@ -80,7 +80,7 @@ def test_what_no_epoch_has_is_noticed_before_the_first(tmp_path, monitored):
 def test_early_stopping(values, patience, stops):
     fit = Given(*values)
     EarlyStopping(patience).on_epoch(fit, {})
-    why = f"validation_accuracy was not better for {patience} epochs"
+    why = f"validation_accuracy was not better for {patience} epoch{'s' * (patience > 1)}"
     assert fit.stopped == ((why, True) if stops else None)
 
 

@@ -36,7 +36,8 @@ def add_to(commands: Any) -> None:
     peers = "torch, jax (and xpnn on jax), loops (article only), none; default: torch where installed"
     add("--against", nargs="+", choices=[*PEERS, "none"], metavar="NAME", help=peers)
     add("--compile", action="store_true", help="torch.compile as well: slow to start")
-    add("--models", nargs="+", default=["article", "small-cnn"], metavar="NAME", help=", ".join(models.MODELS))
+    named = f"{', '.join(models.MODELS)}; default: article small-cnn"
+    add("--models", nargs="+", default=["article", "small-cnn"], metavar="NAME", help=named)
     add("--batches", nargs="+", type=count, default=[32, 128], metavar="N", help="images a step; default: 32 128")
     add("--mode", default="train", choices=MODES, help=f"train, predict or both; {default}")
     add("--rounds", type=count, default=7, metavar="N", help=f"at least 2; {default}")

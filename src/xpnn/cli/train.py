@@ -181,8 +181,8 @@ def _to_resume(given: Config) -> Run:
     found = Run(found.path, settings.of_run({"config": found.file("config.toml")}))  # checked: it may have been edited
     if found.finished():
         raise ValueError(
-            f"there is nothing to resume: the run in {found.path} is complete, {found.config['epochs']} epochs of "
-            f"{found.config['epochs']}; `xpnn evaluate {found.quoted}` looks at it"
+            f"there is nothing to resume: the run in {found.path} is complete; "
+            f"`xpnn evaluate {found.quoted}` looks at it"
         )
     if found.lost():
         raise FileNotFoundError(

@@ -17,6 +17,9 @@ from xpnn.page import GENERATOR
 class Parser(argparse.ArgumentParser):
     """Says of a mistake in one line what was wrong, what is near, and where to read on."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def parse_known_args(  # type: ignore[override]  # argparse's overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:

@@ -124,7 +124,7 @@ class EarlyStopping(Callback):
     def _look(self, fit: Fit) -> None:
         if fit.records and len(fit.records) - 1 - best(fit.records, self.monitor, self.least) >= self.patience:
             name = _monitor(fit.records[0], self.monitor)
-            fit.stop(f"{name} was not better for {self.patience} epochs", for_good=True)
+            fit.stop(f"{name} was not better for {self.patience} epoch{'s' * (self.patience > 1)}", for_good=True)
 
 
 class TimeLimit(Callback):
