@@ -2,7 +2,7 @@
 
     python examples/own_images.py photos/                   # photos/cat/1.jpg, photos/dog/7.png, …
     python examples/own_images.py photos/ --image-size 96 --backend cupy
-    python examples/own_images.py --made /tmp/shapes        # draws circles, squares and triangles first
+    python examples/own_images.py --made /tmp/shapes        # draws circles, squares and triangles the first time
 
 About a fifth of the images is held out by a draw on their names. Exit status 1 where the accuracy on these is below
 --target-accuracy.
@@ -19,7 +19,7 @@ from xpnn.data.augment import recipe
 
 parser = argparse.ArgumentParser(description="Train a small network on the images of a folder.")
 parser.add_argument("folder", nargs="?", type=Path, help="one sub-folder a class")
-parser.add_argument("--made", type=Path, metavar="DIR", help="draw images into this folder, and train on them")
+parser.add_argument("--made", type=Path, metavar="DIR", help="draw images into this new folder, and train on them")
 parser.add_argument("--image-size", type=int, help="bring images to N×N; default: their own size, or 64")
 parser.add_argument("--skip-corrupt", action="store_true", help="leave out what cannot be read")
 parser.add_argument("--backend", default="auto", help="numpy, cupy, …")
@@ -47,7 +47,7 @@ def draw_shapes(folder: Path, each: int = 120) -> None:
 
 if (args.folder is None) == (args.made is None):
     parser.error("name a folder of images, or one to be --made")
-if args.made:
+if args.made and not args.made.exists():
     draw_shapes(args.made)
 
 data = xpnn.data.load(args.folder or args.made, image_size=args.image_size, skip_corrupt=args.skip_corrupt)

@@ -53,9 +53,10 @@ def test_images_of_ones_own(tmp_path):
     first, *epochs = done.stdout.splitlines()
     assert first == "299 images to train on, 61 to test: circle, square, triangle"
     assert len(epochs) == 10
-    done = example("own_images.py", tmp_path / "shapes", "--epochs", 1, "--target-accuracy", 1)
-    assert done.returncode == 1
-    assert "is below the target 1.0" in done.stderr
+    for again in (tmp_path / "shapes",), ("--made", tmp_path / "shapes"):
+        done = example("own_images.py", *again, "--epochs", 1, "--target-accuracy", 1)
+        assert done.returncode == 1
+        assert "is below the target 1.0" in done.stderr
     done = example("own_images.py")
     assert done.returncode == 2
     assert "name a folder of images, or one to be --made" in done.stderr
