@@ -16,6 +16,7 @@ from xpnn.errors import NonFiniteError, ShapeError
 from xpnn.layers import Dense, Layer, LogSoftmax, Sequential, Sigmoid, Softmax
 from xpnn.ops import Ops
 from xpnn.ops._array import Array, namespace
+from xpnn.plain import keep_plain
 
 Summed = tuple[Array, Callable[[Any], tuple[Array | None, ...]]]
 
@@ -37,6 +38,9 @@ class Loss:
     """Whether the targets are integer labels; else they are numbers shaped like the model's output."""
     answers: ClassVar[bool] = False
     """Whether an output can be right or wrong, so that there is an accuracy."""
+
+    def __post_init__(self) -> None:
+        keep_plain(self)
 
     def __call__(self, ops: Ops, scores: Array, targets: Array, constants: dict[str, Array]) -> Summed:
         """The sum over the batch and its backward."""
@@ -97,6 +101,7 @@ class NLL(Loss):
     answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(float(w) for w in self.class_weights))
             if not all(0 <= w < float("inf") for w in self.class_weights):
@@ -223,6 +228,7 @@ class Huber(Loss):
     name: ClassVar[str] = "huber"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.delta < float("inf"):
             raise ValueError(f"huber: delta={self.delta!r}; expected a number above 0")
 

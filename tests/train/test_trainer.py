@@ -370,6 +370,7 @@ def test_batches_come_out_whole_and_the_last_may_be_smaller(size, sizes):
 def test_counts_may_be_numpy_integers():
     trainer = plain()
     assert len(trainer.fit(IMAGES, LABELS, epochs=np.int64(2), batch_size=np.int32(10))) == 2
+    assert repr(plain().build(np.array(SHAPE)).in_shape) == repr(SHAPE)
 
 
 # Callbacks

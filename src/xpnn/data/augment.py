@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from xpnn.backend import Backend
 from xpnn.errors import ShapeError
 from xpnn.ops._array import Array, floats
+from xpnn.plain import keep_plain
 from xpnn.random import Stream
 
 Reals = NDArray[np.float64]
@@ -43,6 +44,9 @@ class Kind:
 
     draws: ClassVar[int]
     """How many random numbers an image takes."""
+
+    def __post_init__(self) -> None:
+        keep_plain(self)
 
     @property
     def idle(self) -> bool:
@@ -76,6 +80,7 @@ class Shift(Kind):
     draws: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check(None, int, pixels=self.pixels)
 
     def apply(self, images: Array, unit: Reals, backend: Backend) -> Array:
@@ -100,6 +105,7 @@ class Flip(Kind):
     draws: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check(1, probability=self.probability)
 
     def apply(self, images: Array, unit: Reals, backend: Backend) -> Array:
@@ -129,6 +135,7 @@ class Affine(Kind):
     draws: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check(180, degrees=self.degrees)
         self._check(0.9, scale=self.scale)
         self._check(80, shear=self.shear)
@@ -154,6 +161,7 @@ class Cutout(Kind):
     draws: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check(None, int, size=self.size)
 
     def apply(self, images: Array, unit: Reals, backend: Backend) -> Array:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
+from xpnn.plain import keep_plain
 from xpnn.random import Stream
 
 Shape = tuple[int, ...]
@@ -69,8 +70,7 @@ class Layer:
         return self.per_sample
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # lists, from JSON or from habit, become tuples: a description is immutable
-            object.__setattr__(self, f.name, _frozen(getattr(self, f.name)))
+        keep_plain(self)  # lists, from JSON or from habit, become tuples: a description is immutable
 
     def shape(self, in_shape: Shape) -> Shape:
         """The shape of the output of one sample; default: that of the input."""
@@ -126,10 +126,6 @@ def positive(layer: Layer, **values: Any) -> None:
         entries = value if isinstance(value, tuple) else (value,)
         if not entries or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in entries):
             raise ShapeError(f"{type(layer).__name__}: {name}={value!r}; expected a positive integer")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _code(value: Any) -> str:

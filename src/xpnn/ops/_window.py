@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import Any
 
 from xpnn.errors import ShapeError
+from xpnn.plain import plain
 
 Sizes = int | tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
@@ -114,12 +114,8 @@ def window(
     try:
         return _checked(op, n, size, stride, padding, dilation, ceil_mode)
     except TypeError:  # lists cannot be looked up
-        given = (_tuples(value) for value in (size, stride, padding, dilation))
+        given = (plain(value) for value in (size, stride, padding, dilation))
         return _checked(op, n, *given, ceil_mode)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @lru_cache(maxsize=4096)
@@ -156,6 +152,7 @@ def _checked(
 
 def each(op: str, name: str, value: Sizes, axes: int, least: int = 1) -> tuple[int, ...]:
     """One integer for each spatial axis, from one for all or from a tuple."""
+    value = plain(value)
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes or not all(isinstance(v, int) and v >= least for v in values):
         raise ShapeError(
@@ -173,6 +170,7 @@ def _pads(
     dilation: tuple[int, ...],
 ) -> tuple[tuple[int, int], ...]:
     """The padding before and after each axis."""
+    padding = plain(padding)
     if padding == "valid":
         return ((0, 0),) * len(n)
     if padding == "same":  # ceil(n / s) outputs, the odd one at the end, as in Keras

@@ -16,6 +16,7 @@ from typing import ClassVar
 from xpnn.ops import Ops
 from xpnn.ops._array import Array, namespace
 from xpnn.optim import _check
+from xpnn.plain import keep_plain
 
 Updated = tuple[Array, dict[str, Array]]
 
@@ -37,6 +38,7 @@ class Optimizer:
     """Whether `update` moves each weight by itself, so that the vectors may be cut into chunks."""
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         _check.number(self, "lr", *([] if self.clip_norm is None else ["clip_norm"]))
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import cos, pi
 
 from xpnn.optim import _check
+from xpnn.plain import keep_plain
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Progress:
 class Schedule:
     """Base of all schedules."""
 
+    def __post_init__(self) -> None:
+        keep_plain(self)
+
     def __call__(self, progress: Progress) -> float:
         """The factor of the learning rate."""
         raise NotImplementedError
@@ -65,6 +69,7 @@ class Step(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check.count(self, "epochs")
         _check.number(self, "factor")
 
@@ -80,6 +85,7 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check.number(self, "final")
 
     def __call__(self, progress: Progress) -> float:
@@ -95,6 +101,7 @@ class WarmUp(Schedule):
     after: Schedule = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check.count(self, "steps")
 
     def __call__(self, progress: Progress) -> float:
@@ -117,6 +124,7 @@ class OneCycle(Schedule):
     final: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check.number(self, "start", "final")
         _check.number(self, "rise", below=1)
 
@@ -143,6 +151,7 @@ class OnPlateau(Schedule):
     least: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check.count(self, "patience", 0)
         _check.number(self, "factor", "least")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def load(
 
 def load_weights(trainer: Trainer, path: str | Path, in_shape: Sequence[int] | None) -> None:
     """Take weights and statistics from a file; optimizer and counters begin anew."""
-    shape = tuple(in_shape) if in_shape is not None else trainer.in_shape or files.in_shape(path)
+    shape = tuple(map(index, in_shape)) if in_shape is not None else trainer.in_shape or files.in_shape(path)
     if shape is None:
         raise ValueError(
             f"{path} does not tell the shape of a sample (PyTorch writes such files): "

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Trainer:
 
     def build(self, in_shape: Sequence[int]) -> Trainer:
         """Draw the initial weights for samples of shape `in_shape`; the first `fit` does it by itself."""
-        in_shape = tuple(in_shape)
+        in_shape = tuple(map(index, in_shape))
         if self.in_shape is None:
             self.model.shape(in_shape)  # raises where a layer does not fit
             weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
