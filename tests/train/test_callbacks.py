@@ -67,6 +67,29 @@ def test_what_no_epoch_has_is_noticed_before_the_first(tmp_path, monitored):
         assert list(record) == seen
 
 
+WRITERS = {
+    "Checkpoint": Checkpoint,
+    "TensorBoard": TensorBoard,
+    "JSONLines": lambda folder: JSONLines(folder / "metrics.jsonl"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_folders_are_made(tmp_path, writer):
+    folder = tmp_path / "runs" / "mine"
+    for _ in range(2):
+        plain().fit(IMAGES, LABELS, callbacks=[writer(folder)])
+    assert list(folder.iterdir())
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_a_file_in_the_place_of_a_folder(tmp_path, writer):
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(NotADirectoryError, match=r"mine is a file; expected a folder: remove the file, or name"):
+        plain().fit(IMAGES, LABELS, callbacks=[writer(tmp_path / "mine")])
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 @pytest.mark.parametrize(
     ("values", "patience", "stops"),
     [

@@ -41,7 +41,7 @@ class JSONLines(Callback):
     A `fit` that is resumed writes it anew, so that it holds each epoch once. What is not finite becomes null.
 
     Args:
-        path: of the file.
+        path: of the file; its folder is made where there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,6 +49,7 @@ class JSONLines(Callback):
 
     def on_begin(self, fit: Fit) -> None:
         """Begin the file with what is known."""
+        make_folder(self.path.parent)
         self.path.write_text("".join(f"{to_json(record)}\n" for record in fit.records), encoding="utf-8")
 
     def on_epoch(self, fit: Fit, record: Record) -> None:
@@ -65,7 +66,7 @@ class Checkpoint(Callback):
     when it is whole.
 
     Args:
-        folder: where; it must be there.
+        folder: where; it is made where there is none.
         seconds: so long is no step's work kept by memory alone; 0 writes after each step.
         monitor: what is best, see `best`.
     """
@@ -77,6 +78,7 @@ class Checkpoint(Callback):
     def on_begin(self, fit: Fit) -> None:
         """Write the state before the first step."""
         _monitor(fit.names, self.monitor)  # now, not after an epoch
+        make_folder(self.last.parent)
         self._save(fit)
 
     def on_step(self, fit: Fit) -> None:
@@ -145,6 +147,13 @@ class TimeLimit(Callback):
         """Look at the clock."""
         if time.monotonic() - self._begun >= self.seconds:
             fit.stop(f"the time limit of {self.seconds:g} s is reached")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; expected a folder: remove the file, or name another folder")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def best(records: list[Record], monitor: str | None = None, least: float = 0.0) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xpnn.train.callbacks import Callback
+from xpnn.train.callbacks import Callback, make_folder
 
 if TYPE_CHECKING:
     from xpnn.train.fit import Fit
@@ -35,7 +35,7 @@ class TensorBoard(Callback):
     A `fit` that is resumed writes the file anew, so that each epoch is in it once.
 
     Args:
-        folder: where; it must be there.
+        folder: where; it is made where there is none.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -43,6 +43,7 @@ class TensorBoard(Callback):
 
     def on_begin(self, fit: Fit) -> None:
         """Begin the file with what is known."""
+        make_folder(self.folder)
         for old in self.folder.glob("events.out.tfevents.*.xpnn"):
             old.unlink()
         now = time.time()
