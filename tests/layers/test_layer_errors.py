@@ -8,6 +8,7 @@ import pytest
 from xpnn import ops
 from xpnn.errors import MixedBackendsError, ShapeError
 from xpnn.layers import (
+    ELU,
     GELU,
     AvgPool2D,
     BatchNorm,
@@ -20,6 +21,8 @@ from xpnn.layers import (
     Flatten,
     GlobalAvgPool,
     GroupNorm,
+    LayerNorm,
+    LeakyReLU,
     MaxPool2D,
     Parallel,
     ReLU,
@@ -126,6 +129,14 @@ BAD = {
         "training needs this layer's mask: hand in what draws() asks for",
     ),
     "Dropout(-1)": (lambda: Dropout(-0.1), "Dropout: rate=-0.1; expected"),
+    "Dropout of no number": (lambda: Dropout("a"), "Dropout: rate='a'; expected the probability"),
+    "slope": (lambda: LeakyReLU("a"), "LeakyReLU: slope='a'; expected a number"),
+    "alpha": (lambda: ELU(float("inf")), "ELU: alpha=inf; expected a number"),
+    "momentum": (lambda: BatchNorm(momentum=3), "BatchNorm: momentum=3; expected a number from 0 to 1"),
+    "momentum below 0": (lambda: BatchNorm(-5), "BatchNorm: momentum=-5; expected a number from 0 to 1"),
+    "epsilon": (lambda: BatchNorm(epsilon=-1), "BatchNorm: epsilon=-1; expected a number ≥ 0"),
+    "epsilon of a layer": (lambda: LayerNorm(float("nan")), "LayerNorm: epsilon=nan; expected a number ≥ 0"),
+    "epsilon of groups": (lambda: GroupNorm(2, True), "GroupNorm: epsilon=True; expected a number ≥ 0"),
     "GELU": (lambda: GELU("erf"), "GELU: approximate='erf'; expected 'none' or 'tanh'"),
     "no channels to make": (lambda: Conv2D(0, 3), "Conv2D: channels=0; expected a positive integer"),
     "no kernel": (lambda: Conv2D(3, (3, 0)), "Conv2D: kernel=(3, 0); expected a positive integer"),
@@ -137,9 +148,13 @@ BAD = {
         "ConvTranspose2D: dilation=0; expected a positive integer",
     ),
     "kernel for another number of axes": (
-        lambda: Conv2D(3, (3,)).shape((4, 4, 1)),
-        "expected an integer ≥ 1, or 2 of them",
+        lambda: Conv2D(3, (3, 3, 3)),
+        "Conv2D: kernel=(3, 3, 3); expected an integer ≥ 1, or 2 of them, one a spatial axis",
     ),
+    "stride for another number of axes": (lambda: Conv1D(3, 3, stride=(1, 1)), "Conv1D: stride=(1, 1); expected an"),
+    "window for another number of axes": (lambda: MaxPool2D((2,)), "MaxPool2D: window=(2,); expected an integer ≥ 1"),
+    "pool stride for another number of axes": (lambda: AvgPool2D(2, (2,)), "AvgPool2D: stride=(2,); expected an"),
+    "output padding": (lambda: ConvTranspose2D(3, 3, output_padding=-1), "output_padding=-1; expected an integer ≥ 0"),
     "groups and channels": (lambda: Conv2D(3, 3, groups=2), "groups=2 does not divide channels=3"),
     "groups and input": (
         lambda: Conv2D(4, 3, groups=2).shape((5, 5, 3)),
@@ -150,7 +165,9 @@ BAD = {
         lambda: ConvTranspose2D(4, 3, groups=2).shape((5, 5, 3)),
         "groups=2 does not divide the 3 channels of the input",
     ),
-    "padding": (lambda: Conv2D(4, 3, padding="full").shape((5, 5, 1)), "padding='full'; expected 'valid', 'same'"),
+    "padding": (lambda: Conv2D(4, 3, padding="full"), "Conv2D: padding='full'; expected 'valid', 'same'"),
+    "padding below 0": (lambda: Conv2D(4, 3, padding=-1), "Conv2D: padding=-1; expected 'valid', 'same', an integer"),
+    "padding without a window": (lambda: AvgPool2D(2, padding="full"), "AvgPool2D: padding='full'; expected 'valid'"),
     "padding of a pool": (
         lambda: Sequential([AvgPool2D(2, padding=2)]).shape((4, 4, 1)),
         "layer 0 (AvgPool2D(2, padding=2)): pool: padding ((2, 2), (2, 2)) is more than half the window (2, 2)",

@@ -371,6 +371,7 @@ def test_counts_may_be_numpy_integers():
     trainer = plain()
     assert len(trainer.fit(IMAGES, LABELS, epochs=np.int64(2), batch_size=np.int32(10))) == 2
     assert repr(plain().build(np.array(SHAPE)).in_shape) == repr(SHAPE)
+    assert repr(plain(seed=np.int64(3)).seed) == "3"
 
 
 # Callbacks
@@ -733,6 +734,9 @@ def test_unknown_names():
         ({"optimizer": AdamW}, r"optimizer=<class .*; expected one of xpnn\.optim"),
         ({"schedule": "cosine"}, r"schedule='cosine'; expected one of xpnn\.optim, e\.g\. Cosine"),
         ({"schedule": MSE()}, r"schedule=MSE\(\); expected"),
+        ({"seed": "a"}, "seed='a'; expected an integer"),
+        ({"seed": 1.5}, r"seed=1\.5; expected an integer"),
+        ({"seed": None}, "seed=None; expected an integer"),
     ],
 )
 def test_parts_of_the_wrong_kind(options, message):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 from xpnn.errors import ShapeError
-from xpnn.layers.base import Applied, Arrays, Draw, Layer, Run, Shape
+from xpnn.layers.base import Applied, Arrays, Draw, Layer, Run, Shape, number
 from xpnn.layers.pool import unweighted
 from xpnn.ops._array import Array
 
@@ -42,6 +43,10 @@ class LeakyReLU(Activation):
     slope: float = 0.01
     op: ClassVar[str] = "leaky_relu"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, least=-inf, slope=self.slope)
+
 
 @dataclass(frozen=True, repr=False)
 class ELU(Activation):
@@ -49,6 +54,10 @@ class ELU(Activation):
 
     alpha: float = 1.0
     op: ClassVar[str] = "elu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, least=-inf, alpha=self.alpha)
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +117,7 @@ class Dropout(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.rate < 1:
+        if not isinstance(self.rate, int | float) or not 0 <= self.rate < 1:
             raise ShapeError(f"Dropout: rate={self.rate!r}; expected the probability to drop a value, 0 ≤ rate < 1")
 
     def multiply_adds(self, in_shape: Shape) -> int:

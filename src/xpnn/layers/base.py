@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from math import inf, isfinite
 from typing import Any, ClassVar
 
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
 from xpnn.ops._array import Array
+from xpnn.ops._window import Padding, Sizes, each, each_pad
 from xpnn.plain import keep_plain
 from xpnn.random import Stream
 
@@ -126,6 +128,25 @@ def positive(layer: Layer, **values: Any) -> None:
         entries = value if isinstance(value, tuple) else (value,)
         if not entries or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in entries):
             raise ShapeError(f"{type(layer).__name__}: {name}={value!r}; expected a positive integer")
+
+
+def check_window(layer: Layer, spatial: int, padding: Padding, **sizes: Sizes) -> None:
+    """Check sizes and steps of a window and its padding: one for all spatial axes, or one for each."""
+    positive(layer, **sizes)
+    name = type(layer).__name__
+    for key, value in sizes.items():
+        each(name, key, value, spatial)
+    one = (1,) * spatial
+    each_pad(name, padding, one, one, one, one)
+
+
+def number(layer: Layer, least: float = 0.0, most: float = inf, **values: Any) -> None:
+    """Check hyper-parameters that are finite numbers from `least` to `most`."""
+    for name, value in values.items():
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+        if not finite or not least <= value <= most:
+            limit = "" if least == -inf else f" ≥ {least:g}" if most == inf else f" from {least:g} to {most:g}"
+            raise ShapeError(f"{type(layer).__name__}: {name}={value!r}; expected a number{limit}")
 
 
 def _code(value: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xpnn.errors import ShapeError
 from xpnn.layers import initializers
-from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, positive
+from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window, positive
 from xpnn.ops._array import Array
 from xpnn.ops._window import Padding, Sizes, each, window
 from xpnn.ops.convolution import transposed_window
@@ -47,8 +47,9 @@ class Conv(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, channels=self.channels, kernel=self.kernel, stride=self.stride, dilation=self.dilation)
-        positive(self, groups=self.groups)
+        positive(self, channels=self.channels, groups=self.groups)
+        sizes = {"kernel": self.kernel, "stride": self.stride, "dilation": self.dilation}
+        check_window(self, self.spatial, self.padding, **sizes)
         initializers.check(self.initializer)
         if self.channels % self.groups:
             raise ShapeError(f"{self!r}: groups={self.groups} does not divide channels={self.channels}")
@@ -116,6 +117,10 @@ class ConvTranspose(Conv):
     """
 
     output_padding: Sizes = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        each(type(self).__name__, "output_padding", self.output_padding, self.spatial, least=0)
 
     def shape(self, in_shape: Shape) -> Shape:
         """`(*spatial, C) → (*out, channels)`."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xpnn.errors import ShapeError
-from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, positive
+from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, number, positive
 from xpnn.ops._array import Array
 from xpnn.random import Stream
 
@@ -21,7 +21,7 @@ class BatchNorm(Layer):
     prediction uses. In training the samples of a batch depend on each other.
 
     Args:
-        momentum: weight of the batch in the new running statistics (PyTorch's sense).
+        momentum: weight of the batch in the new running statistics (PyTorch's sense), 0 … 1.
         epsilon: added to the variance.
     """
 
@@ -31,6 +31,11 @@ class BatchNorm(Layer):
     per_sample: ClassVar[bool] = False
     divisible: ClassVar[bool] = True  # its sums go through `ops.whole`
     relu: ClassVar[bool] = False  # a layer of its own follows, unless lowering joins the two
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, most=1, momentum=self.momentum)
+        number(self, epsilon=self.epsilon)
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """0 by convention, see `Layer`."""
@@ -63,6 +68,10 @@ class LayerNorm(Layer):
     epsilon: float = 1e-5
 
     per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self, epsilon=self.epsilon)
 
     def multiply_adds(self, in_shape: Shape) -> int:
         """0 by convention, see `Layer`."""
@@ -97,6 +106,7 @@ class GroupNorm(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, groups=self.groups)
+        number(self, epsilon=self.epsilon)
 
     def shape(self, in_shape: Shape) -> Shape:
         """That of the input, whose channels the groups must divide."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from xpnn.errors import ShapeError
-from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, positive
+from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window
 from xpnn.ops._array import Array
 from xpnn.ops._window import Padding, Sizes
 from xpnn.ops.pool import pool_window
@@ -35,9 +35,8 @@ class MaxPool(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, window=self.window, dilation=self.dilation)
-        if self.stride is not None:
-            positive(self, stride=self.stride)
+        stride = self.window if self.stride is None else self.stride
+        check_window(self, self.spatial, self.padding, window=self.window, stride=stride, dilation=self.dilation)
 
     def shape(self, in_shape: Shape) -> Shape:
         """`(*spatial, C) → (*out, C)`."""

@@ -132,7 +132,7 @@ def _checked(
     size, stride, dilation = (
         each(op, name, value, axes) for name, value in (("window", size), ("stride", stride), ("dilation", dilation))
     )
-    pads = _pads(op, padding, n, size, stride, dilation)
+    pads = each_pad(op, padding, n, size, stride, dilation)
     reach = tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
     out = []
     for axis, (m, (before, after), r, s) in enumerate(zip(n, pads, reach, stride, strict=True)):
@@ -161,7 +161,7 @@ def each(op: str, name: str, value: Sizes, axes: int, least: int = 1) -> tuple[i
     return values
 
 
-def _pads(
+def each_pad(
     op: str,
     padding: Padding,
     n: tuple[int, ...],
@@ -179,10 +179,9 @@ def _pads(
             for m, k, s, d in zip(n, size, stride, dilation, strict=True)
         ]
         return tuple((t // 2, t - t // 2) for t in totals)
-    if isinstance(padding, int):
-        padding = (padding,) * len(n)
-    if isinstance(padding, tuple) and len(padding) == len(n):
-        pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
+    entries = (padding,) * len(n) if isinstance(padding, int) else padding
+    if isinstance(entries, tuple) and len(entries) == len(n):
+        pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in entries)
         if all(len(p) == 2 and all(isinstance(v, int) and v >= 0 for v in p) for p in pairs):
             return pairs  # type: ignore[return-value]
     raise ShapeError(

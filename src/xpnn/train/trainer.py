@@ -77,7 +77,10 @@ class Trainer:
         self._optimizer = optimizer or SGD(lr=0.05, momentum=0.9)
         self.schedule = schedule or Constant()
         self.backend = backends.get(backend, device)
-        self.seed = seed
+        try:
+            self.seed = int(index(seed))
+        except TypeError:
+            raise TypeError(f"seed={seed!r}; expected an integer, from which all random numbers follow") from None
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype={dtype!r}; expected 'float32' or 'float64'")
         self.backend.asarray([], dtype)  # raises, with the backend's own remedy, where the device lacks it
