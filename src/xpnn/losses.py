@@ -273,6 +273,11 @@ def get(loss: str | Loss) -> Loss:
     """A loss by name, with its defaults; a finished one passes through."""
     if isinstance(loss, Loss):
         return loss
+    if not isinstance(loss, str):
+        raise TypeError(
+            f"loss={loss!r}; expected one of {', '.join(LOSSES)} or a loss of xpnn.losses, e.g. CrossEntropy(); one of "
+            "your own is an instance of a subclass of xpnn.losses.Loss"
+        )
     if loss not in LOSSES:
         raise ValueError(f"no loss {loss!r}; there are {', '.join(LOSSES)}")
     return LOSSES[loss]()

@@ -280,6 +280,15 @@ def test_bad_options(make, message):
         make()
 
 
+def test_a_recipe_of_nearly_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, near in (("mnsit", "mnist"), ("cifar-10", "cifar10"), ("fashion_mnist", "fashion-mnist")):
+        with pytest.raises(ValueError, match=f"no recipe '{name}'; did you mean '{near}'.* write Augment"):
+            recipe(name)
+        (tmp_path / name).mkdir()
+        assert recipe(name) == Augment([Shift(2)])
+
+
 def test_what_is_no_recipe():
     with pytest.raises(TypeError, match=r"Augment: 'mnist' is no kind of augmentation; .* Augment\(\[Shift\(2\)\]\)"):
         Augment("mnist")

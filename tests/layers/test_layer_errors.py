@@ -98,7 +98,7 @@ BAD = {
     ),
     "Residual: shape": (
         lambda: Residual(Conv2D(3, 3)).shape((5, 5, 3)),
-        "the body makes (3, 3, 3) of (5, 5, 3), but the shortcut (5, 5, 3): they cannot be added; give a shortcut of",
+        "the body makes (3, 3, 3) of (5, 5, 3), but the shortcut (5, 5, 3): they cannot be added; give the body",
     ),
     "Residual: shortcut": (
         lambda: Sequential([Dense(3), Residual(Dense(4), Dense(3))]).shape((2,)),
@@ -203,6 +203,7 @@ def test_message(call, message):
     ("make", "message"),
     [
         (lambda: Sequential([Flatten(), ReLU]), "Sequential takes a list of layers; came .*ReLU.*call it: ReLU"),
+        (lambda: Sequential(Flatten(), Dense(3)), r"Sequential takes a list of layers, Sequential\(\[…\]\); came 2"),
         (lambda: Sequential(ReLU), "Sequential takes a list of layers; came .*ReLU"),
         (lambda: Sequential(ReLU()), r"Sequential takes a list of layers; came ReLU\(\)"),
         (lambda: Sequential([ReLU(), 3]), "Sequential takes a list of layers; came 3"),
@@ -217,6 +218,33 @@ def test_message(call, message):
 def test_containers_take_layers(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+SAME = "give the body padding='same', so that strides alone change its sizes"
+ALSO = SAME + ", and a shortcut of the same strides and channels"
+SHORTCUT = "give a shortcut that makes the same of it, e.g. shortcut="
+
+
+@pytest.mark.parametrize(
+    ("block", "in_shape", "advice"),
+    [
+        (Residual(Conv2D(8, 3)), (8, 8, 8), SAME),
+        (Residual(Sequential([Conv2D(8, 3)]), Conv2D(8, 1)), (8, 8, 8), SAME),
+        (Residual(Conv2D(4, 3)), (8, 8, 8), ALSO),
+        (Residual(Conv2D(4, 3, padding="same")), (8, 8, 8), f"{SHORTCUT}Conv2D(4, 1)"),
+        (Residual(Sequential([MaxPool2D(2)])), (7, 8, 4), f"{SHORTCUT}Conv2D(4, 1, stride=(3, 2))"),
+        (Residual(Conv2D(8, 3, 2)), (16, 16, 8), ALSO),
+        (Residual(Conv2D(8, 3, 2, padding=1)), (8, 8, 8), f"{SHORTCUT}Conv2D(8, 1, stride=2)"),
+        (Residual(Conv1D(8, 3, 2, padding=1)), (7, 4), f"{SHORTCUT}Conv1D(8, 1, stride=2)"),
+        (Residual(Dense(3)), (4,), f"{SHORTCUT}Dense(3)"),
+        (Residual(Flatten()), (2, 2, 1), "let the body keep the axes of its input"),
+        (Residual(ReLU(), Dense(3)), (4,), "leave the shortcut out"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Residual) else "",
+)
+def test_what_brings_body_and_shortcut_together(block, in_shape, advice):
+    with pytest.raises(ShapeError, match=re.escape(f"they cannot be added; {advice}") + "$"):
+        block.shape(in_shape)
 
 
 def test_arrays_of_two_backends():

@@ -6,6 +6,7 @@ import pytest
 from training import CLASSES, IMAGES, LABELS, NET, PLAIN, SHAPE, assert_same_state, net, plain
 
 from xpnn import MixedBackendsError, NonFiniteError, ShapeError, Trainer
+from xpnn.data import digits
 from xpnn.layers import (
     BatchNorm,
     Conv2D,
@@ -144,6 +145,13 @@ def test_images_whose_channels_come_first_after_others():
     trainer = plain().build((9, 9, 3))
     with pytest.raises(ShapeError, match=r"\(3, 9, 9\), but .* was built for \(9, 9, 3\): np\.moveaxis\(images"):
         trainer.predict(np.zeros((2, 3, 9, 9), "float32"))
+
+
+def test_a_single_image():
+    trainer = plain().build(SHAPE)
+    with pytest.raises(ShapeError, match=r"\(6, 1\), but .* was built for \(6, 6, 1\): a single .*: images\[None\]$"):
+        trainer.predict(IMAGES[0])
+    assert trainer.predict(IMAGES[0][None]).shape == (1, CLASSES)
 
 
 @pytest.mark.parametrize("model", [NET, PLAIN, Sequential([Conv2D(2, 3), GlobalAvgPool(), Dense(3)])])
@@ -291,6 +299,15 @@ def test_what_is_no_source():
         plain().fit(3)
     with pytest.raises(TypeError, match=r"batch 1 of the source is a ndarray.*arrays are given as two arguments"):
         plain().fit((IMAGES, LABELS))
+
+
+def test_a_data_set_in_the_place_of_its_arrays():
+    data, trainer = digits(), plain()
+    for use in (trainer.fit, trainer.evaluate, trainer.predict):
+        with pytest.raises(TypeError, match=r"a Dataset holds .* give .*: d\.train_images, d\.train_labels or"):
+            use(data)
+    with pytest.raises(TypeError, match="a Dataset holds"):
+        trainer.fit(IMAGES, LABELS, validation_data=data)
 
 
 # Arrays of another backend

@@ -393,6 +393,24 @@ def test_callbacks_may_come_from_a_generator():
     assert [name for name, *_ in log] == ["begin", "step", "epoch", "step", "epoch", "end"]
 
 
+@pytest.mark.parametrize(
+    ("given", "came"),
+    [
+        (Moments(), "<training.Moments object"),
+        ([Moments], r"<class 'training.Moments'> \(call it: Moments\(…\)\)$"),
+        ([Moments(), print], "<built-in"),
+        (None, "None$"),
+    ],
+    ids=["no list", "class", "function", "None"],
+)
+def test_what_are_no_callbacks(given, came):
+    trainer = plain()
+    message = rf"callbacks takes a list of xpnn\.Callback, e\.g\. \[EarlyStopping\(3\)\]; came {came}"
+    with pytest.raises(TypeError, match=message):
+        trainer.fit(IMAGES, LABELS, callbacks=given)
+    assert trainer.step == 0
+
+
 def test_callbacks_see_how_far_it_is():
     class Look(Callback):
         def on_step(self, fit):
@@ -734,6 +752,8 @@ def test_unknown_names():
         ({"optimizer": AdamW}, r"optimizer=<class .*; expected one of xpnn\.optim"),
         ({"schedule": "cosine"}, r"schedule='cosine'; expected one of xpnn\.optim, e\.g\. Cosine"),
         ({"schedule": MSE()}, r"schedule=MSE\(\); expected"),
+        ({"loss": MSE}, r"loss=<class .*MSE'>; expected one of .* or a loss of xpnn\.losses, e\.g\. CrossEntropy\(\)"),
+        ({"loss": print}, r"loss=<built-in .*; expected .* one of your own is an instance of a subclass"),
         ({"seed": "a"}, "seed='a'; expected an integer"),
         ({"seed": 1.5}, r"seed=1\.5; expected an integer"),
         ({"seed": None}, "seed=None; expected an integer"),

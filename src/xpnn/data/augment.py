@@ -16,8 +16,10 @@ coordinates and weights are worked out on the host; the device gathers, multipli
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import array_api_extra as xpx
@@ -237,7 +239,16 @@ RECIPES: dict[str, Augment] = {
 
 
 def recipe(name: str) -> Augment:
-    """The recipe of a data set, for one without its own a mild shift."""
+    """The recipe of a data set, for one without its own a mild shift.
+
+    Raises:
+        ValueError: the name is nearly one that is known, and of no file or folder.
+    """
+    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.75)
+    if name not in RECIPES and near and not Path(name).expanduser().exists():
+        raise ValueError(
+            f"there is no recipe {name!r}; did you mean {near[0]!r}? For images of your own write Augment([Shift(2)])"
+        )
     return RECIPES.get(name, Augment([Shift(2)]))
 
 

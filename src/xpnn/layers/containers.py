@@ -91,7 +91,7 @@ class Container(Layer):
         return [applier(name, layer) for name, layer in self.parts()]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Sequential(Container):
     """Layers one after the other, each fed with the output of the one before.
 
@@ -101,7 +101,10 @@ class Sequential(Container):
 
     layers: Sequence[Layer]
 
-    def __post_init__(self) -> None:
+    def __init__(self, layers: Sequence[Layer], *more: Layer) -> None:
+        if more:
+            raise TypeError(f"Sequential takes a list of layers, Sequential([…]); came {1 + len(more)} arguments")
+        object.__setattr__(self, "layers", layers)
         super().__post_init__()
         if not isinstance(self.layers, tuple):
             raise TypeError(f"Sequential takes a list of layers; came {self.layers!r}")
@@ -194,8 +197,25 @@ class Residual(Container):
         if body != short:
             raise ShapeError(
                 f"the body makes {body} of {in_shape}, but the shortcut {short}: they cannot be added; "
-                "give a shortcut of the same strides and channels, e.g. shortcut=Conv2D(channels, 1, stride=2)"
+                + self._advice(in_shape, body)
             )
+
+    def _advice(self, in_shape: Shape, body: Shape) -> str:
+        """A shortcut follows strides and channels; what kernels cut off at the edges is a matter of padding."""
+        if len(body) != len(in_shape):
+            return "let the body keep the axes of its input"
+        (*n, c), (*out, channels) = in_shape, body
+        inside = (layer for _, layer, _ in Sequential([self.body]).walk(in_shape))
+        strided = n != out and any(getattr(layer, "stride", 1) != 1 for layer in inside)
+        steps = tuple(-(-a // b) if strided else 1 for a, b in zip(n, out, strict=True))
+        if [-(-a // step) for a, step in zip(n, steps, strict=True)] != out:
+            also = ", and a shortcut of the same strides and channels" if strided or c != channels else ""
+            return f"give the body padding='same', so that strides alone change its sizes{also}"
+        if not strided and c == channels:
+            return "leave the shortcut out"
+        stride = f", stride={steps[0] if len(set(steps)) == 1 else steps}" if strided else ""
+        made = f"Conv{len(n)}D({channels}, 1{stride})" if n else f"Dense({channels})"
+        return f"give a shortcut that makes the same of it, e.g. shortcut={made}"
 
 
 @dataclass(frozen=True, repr=False, init=False)

@@ -21,6 +21,7 @@ from xpnn import losses
 from xpnn.backend import Backend
 from xpnn.data.augment import Augment
 from xpnn.data.batches import ArrayBatches, Door, IterableBatches, StreamedBatches, stays, whole
+from xpnn.data.dataset import Dataset
 from xpnn.errors import ShapeError
 from xpnn.layers.base import Layer
 from xpnn.ops._array import Array
@@ -199,6 +200,7 @@ class Trainer:
         epochs = whole("epochs", epochs, 0)
         if not isinstance(augment, Augment | None):
             raise TypeError(f"augment={augment!r}; expected an Augment, e.g. xpnn.data.augment.recipe('mnist')")
+        callbacks = _checked(callbacks)
         source = self._source(images, labels, batch_size)
         if not self.executor.shapes:
             raise ValueError(f"{self.model!r} has no weights: there is nothing to train, but evaluate and predict work")
@@ -209,7 +211,6 @@ class Trainer:
             x, y = validation_data if pair else (validation_data, None)
             validation = self._source(x, y, batch_size)
         fit = Fit(self, source, epochs, augment, validated=validation is not None)
-        callbacks = tuple(callbacks)
         if resume:
             fit.go_on(self.position)
         self._fit, self.position = fit, None
@@ -249,6 +250,7 @@ class Trainer:
             batch_size: samples computed at a time.
         """
         batch_size = whole("batch_size", batch_size, 1)
+        _refuse_data_set(images)
         x = self._door.let_in(images)
         self._out_shape(x.shape[1:])
         self.build(x.shape[1:])
@@ -314,6 +316,7 @@ class Trainer:
         return Door(self.backend, self.dtype, self.loss)
 
     def _source(self, images: Any, labels: Any, batch_size: int) -> Source:
+        _refuse_data_set(images)
         if labels is not None:
             x = self._door.let_in(images)
             batches_of = StreamedBatches if stays(x) else ArrayBatches
@@ -342,6 +345,8 @@ class Trainer:
         if self.in_shape not in (None, in_shape):
             moved = first and (*in_shape[1:], in_shape[0]) == self.in_shape
             remedy = "np.moveaxis(images, 1, -1)" if moved else "bring them to that size, or make a new Trainer"
+            if self.in_shape is not None and self.in_shape[1:] == in_shape:
+                remedy = "a single image is a batch of one: images[None]"
             raise ShapeError(f"samples have shape {in_shape}, but this model was built for {self.in_shape}: {remedy}")
         return self.model.shape(in_shape)
 
@@ -389,3 +394,22 @@ class Trainer:
         for images, targets, host in source.epoch():
             total.add(self.executor.evaluate(self._state, images, targets), host)
         return total.sums().means(self.loss)
+
+
+def _refuse_data_set(images: Any) -> None:
+    if isinstance(images, Dataset):
+        raise TypeError(
+            "a Dataset holds images and labels to train on and to test on; give those that are meant: "
+            "d.train_images, d.train_labels or d.test_images, d.test_labels"
+        )
+
+
+def _checked(callbacks: Any) -> tuple[Callback, ...]:
+    """Callbacks as a tuple, once they are known to be some."""
+    several = isinstance(callbacks, Iterable)
+    given = tuple(callbacks) if several else (callbacks,)
+    for came in given:
+        if not several or not isinstance(came, Callback):
+            hint = f" (call it: {came.__name__}(…))" if isinstance(came, type) else ""
+            raise TypeError(f"callbacks takes a list of xpnn.Callback, e.g. [EarlyStopping(3)]; came {came!r}{hint}")
+    return given
