@@ -52,7 +52,7 @@ class Backend:
     """
 
     name: ClassVar[str]
-    """The name it is chosen by."""
+    """The name it is chosen by: that of its entry point."""
     requires: ClassVar[Mapping[str, str]] = {}
     """Module it cannot do without → the command that installs it."""
     kernels: ClassVar[Mapping[str, Callable[..., Any]]] = {}
@@ -278,6 +278,11 @@ def find(name: str) -> type[Backend]:
         raise BackendError(f"the backend {name!r} ({values[0]}) cannot be imported: {one_line(e)}") from e
     if not (isinstance(cls, type) and issubclass(cls, Backend)):
         raise BackendError(f"the backend {name!r} ({values[0]}) is no subclass of xpnn.backend.Backend")
+    if (own := getattr(cls, "name", None)) != name:
+        raise BackendError(
+            f"the backend {name!r} ({values[0]}) calls itself {own!r}, by which nothing would find it again; "
+            f'its entry point and its class need one name: name = "{name}"'
+        )
     return cls
 
 
@@ -299,7 +304,7 @@ def get(name: str | Backend | None = None, device: str | None = None) -> Backend
     from_environment = None if name else os.environ.get("XPNN_BACKEND")
     name = name or from_environment or "auto"
     try:
-        return find(_preferred() if name == "auto" else name)(device)
+        return _made(_preferred() if name == "auto" else name, device)
     except BackendError as e:
         if not from_environment:
             raise
@@ -360,13 +365,25 @@ def _preferred() -> str:
     return "numpy"
 
 
+def _made(name: str, device: str | None = None) -> Backend:
+    try:
+        backend = find(name)(device)
+    except BackendError:
+        raise
+    except Exception as e:
+        raise BackendError(f"the backend {name!r} fails to start ({one_line(e)}): report this to its authors") from e
+    if missing := [f"self.{a}" for a in ("xp", "device") if not hasattr(backend, a)]:
+        raise BackendError(f"the backend {name!r} lacks {' and '.join(missing)}: its __init__ must set them")
+    return backend
+
+
 def _listed(name: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name, "usable": False, "reason": None, "describe": None}
     try:
         cls = find(name)
         entry["reason"] = cls.why_unavailable()
         if entry["reason"] is None:
-            described = cls().describe()
+            described = _made(name).describe()
             json.dumps(described)
             entry |= {"usable": True, "describe": described}
     except BackendError as e:

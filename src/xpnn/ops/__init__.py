@@ -95,7 +95,7 @@ class Ops:
             body = getattr(Ops, name, None)
             if not inspect.isfunction(body) or name.startswith("_"):
                 raise ValueError(f"a kernel for {name!r}: there is no such op; there are {', '.join(names())}")
-            asked, given = _parameters(body), _parameters(kernel)
+            asked, given = _signature(body), _signature(kernel)
             if asked != given:
                 raise ValueError(f"the kernel for {name!r} takes {given}; expected {asked}, as the standard body")
             setattr(self, name, MethodType(kernel, self))
@@ -114,8 +114,9 @@ def names() -> list[str]:
     return [name for name, value in vars(Ops).items() if inspect.isfunction(value) and name[0] != "_"]
 
 
-def _parameters(f: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
-    return [(p.name, p.kind.name, p.default) for p in inspect.signature(f).parameters.values()]
+def _signature(f: Callable[..., Any]) -> inspect.Signature:
+    """Without annotations."""
+    return inspect.Signature([p.replace(annotation=p.empty) for p in inspect.signature(f).parameters.values()])
 
 
 standard = Ops()
