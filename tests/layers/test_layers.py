@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -82,6 +83,17 @@ def test_repr():
     )
     assert eval(repr(long), vars(L)) == long
     assert max(map(len, repr(long).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("layer", REGISTRY.values(), ids=REGISTRY)
+def test_help_is_whole(layer):
+    """The docstring names all options, and refers to nothing that is not exported; errors name the layer."""
+    options = [f.name for f in dataclasses.fields(layer) if f.init]
+    assert all(re.search(rf"\b{option}\b", layer.__doc__) for option in options)
+    assert set(re.findall("`([A-Z][a-z]\\w+)`", layer.__doc__)) <= set(L.__all__)
+    if options:
+        with pytest.raises(TypeError, match=rf"^{layer.__name__}\.__init__\(\) got an unexpected .* 'axis'"):
+            layer(axis=3)
 
 
 def test_descriptions_are_immutable_values():

@@ -764,6 +764,14 @@ def test_parts_of_the_wrong_kind(options, message):
         Trainer(**{"model": PLAIN, "backend": "numpy"} | options)
 
 
+def test_repr():
+    trainer = plain()
+    assert repr(trainer) == "<Trainer of Sequential on numpy: no weights yet, step 0>"
+    trainer.fit(IMAGES, LABELS, batch_size=10)
+    count = sum(a.size for a in trainer.weights.values())
+    assert repr(trainer) == f"<Trainer of Sequential on numpy: {count:,} parameters for samples of {SHAPE}, step 2>"
+
+
 def test_build_twice():
     trainer = plain().build(SHAPE)
     assert trainer.build(list(SHAPE)) is trainer

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from inspect import cleandoc
 from math import inf, isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from xpnn.errors import ShapeError
 from xpnn.ops import Ops
@@ -107,6 +108,16 @@ class Layer:
             elif value != f.default:
                 parts.append(f"{f.name}={_code(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+L = TypeVar("L", bound=Layer)
+
+
+def own_name(cls: type[L]) -> type[L]:
+    """A base under another name: its errors call it by that, and its docstring goes on with that of the base."""
+    rest = cleandoc(cls.__base__.__doc__ or "").partition("\n\n")[2]
+    cls.__doc__ = f"{cls.__doc__}\n\n{rest}"
+    return dataclass(frozen=True, repr=False)(cls)
 
 
 def check_axes(layer: Layer, in_shape: Shape, spatial: int) -> None:

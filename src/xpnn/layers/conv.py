@@ -10,7 +10,7 @@ import numpy as np
 
 from xpnn.errors import ShapeError
 from xpnn.layers import initializers
-from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window, positive
+from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window, own_name, positive
 from xpnn.ops._array import Array
 from xpnn.ops._window import Padding, Sizes, each, window
 from xpnn.ops.convolution import transposed_window
@@ -26,11 +26,11 @@ class Conv(Layer):
     Args:
         channels: number of kernels, the channels of the output.
         kernel: size of the kernels, an integer or one for each spatial axis.
-        stride, dilation: steps of the window, and between its taps.
+        stride, dilation: steps of the window, and between its taps, likewise.
         padding: `"valid"`, `"same"`, an integer, one for each axis, or (before, after) pairs.
         groups: cut the channels into groups that do not see each other (`groups=C`: depthwise).
         bias: whether to add one.
-        initializer: of the kernels, see `xpnn.layers.initializers`.
+        initializer: of the kernels, a name of `xpnn.layers.initializers`, e.g. `"glorot_uniform"`.
     """
 
     channels: int
@@ -83,20 +83,23 @@ class Conv(Layer):
         return y, {}, weighted(op_backward)
 
 
+@own_name
 class Conv1D(Conv):
-    """Convolution of sequences `(N, length, C)`; see `Conv`."""
+    """Convolution of sequences `(N, length, C) → (N, out, channels)`."""
 
     spatial = 1
 
 
+@own_name
 class Conv2D(Conv):
-    """Convolution of images `(N, H, W, C)`; see `Conv`."""
+    """Convolution of images `(N, H, W, C) → (N, OH, OW, channels)`."""
 
     spatial = 2
 
 
+@own_name
 class Conv3D(Conv):
-    """Convolution of volumes `(N, D, H, W, C)`; see `Conv`."""
+    """Convolution of volumes `(N, D, H, W, C) → (N, OD, OH, OW, channels)`."""
 
     spatial = 3
 
@@ -109,10 +112,12 @@ class ConvTranspose(Conv):
 
     Args:
         channels: the channels of the output.
-        kernel, stride, padding, dilation, groups: those of the convolution that it transposes;
-            `padding="same"` multiplies sizes by the stride.
+        kernel, stride, dilation: those of the convolution that it transposes, integers or one for each spatial axis.
+        padding: that of the convolution, `"valid"`, an integer, one for each axis, or (before, after) pairs; `"same"`
+            multiplies sizes by the stride.
+        groups: cut the channels into groups that do not see each other.
         bias: whether to add one.
-        initializer: of the kernels.
+        initializer: of the kernels, a name of `xpnn.layers.initializers`, e.g. `"glorot_uniform"`.
         output_padding: values added at the end of each output axis.
     """
 
@@ -153,20 +158,23 @@ class ConvTranspose(Conv):
         return y, {}, weighted(op_backward)
 
 
+@own_name
 class ConvTranspose1D(ConvTranspose):
-    """Transposed convolution of sequences `(N, length, C)`; see `ConvTranspose`."""
+    """Transposed convolution of sequences `(N, length, C) → (N, out, channels)`."""
 
     spatial = 1
 
 
+@own_name
 class ConvTranspose2D(ConvTranspose):
-    """Transposed convolution of images `(N, H, W, C)`; see `ConvTranspose`."""
+    """Transposed convolution of images `(N, H, W, C) → (N, OH, OW, channels)`."""
 
     spatial = 2
 
 
+@own_name
 class ConvTranspose3D(ConvTranspose):
-    """Transposed convolution of volumes `(N, D, H, W, C)`; see `ConvTranspose`."""
+    """Transposed convolution of volumes `(N, D, H, W, C) → (N, OD, OH, OW, channels)`."""
 
     spatial = 3
 

@@ -26,7 +26,7 @@ class Dense(Layer):
     Args:
         units: number of outputs.
         bias: whether to add one.
-        initializer: of the weights, see `xpnn.layers.initializers`.
+        initializer: of the weights, a name of `xpnn.layers.initializers`, e.g. `"glorot_uniform"`.
     """
 
     units: int

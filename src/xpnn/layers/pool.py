@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from xpnn.errors import ShapeError
-from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window
+from xpnn.layers.base import Applied, Arrays, Layer, Run, Shape, check_axes, check_window, own_name
 from xpnn.ops._array import Array
 from xpnn.ops._window import Padding, Sizes
 from xpnn.ops.pool import pool_window
@@ -17,9 +17,10 @@ class MaxPool(Layer):
     """The maximum of each window: `(N, *spatial, C) → (N, *out, C)`; the first maximum gets the gradient.
 
     Args:
-        window: its size.
-        stride: default: the window, so that windows do not overlap.
-        padding: at most half the window; never wins.
+        window: its size, an integer or one for each spatial axis.
+        stride: likewise; default: the window, so that windows do not overlap.
+        padding: `"valid"`, `"same"`, an integer, one for each axis, or (before, after) pairs; at most half the window,
+            and it never wins.
         dilation: distance between the taps of a window.
         ceil_mode: keep a last window that hangs over the end.
     """
@@ -57,20 +58,23 @@ class MaxPool(Layer):
         return y, {}, unweighted(op_backward)
 
 
+@own_name
 class MaxPool1D(MaxPool):
-    """Max-pooling of sequences `(N, length, C)`; see `MaxPool`."""
+    """Max-pooling of sequences `(N, length, C) → (N, out, C)`; the first maximum gets the gradient."""
 
     spatial = 1
 
 
+@own_name
 class MaxPool2D(MaxPool):
-    """Max-pooling of images `(N, H, W, C)`; see `MaxPool`."""
+    """Max-pooling of images `(N, H, W, C) → (N, OH, OW, C)`; the first maximum gets the gradient."""
 
     spatial = 2
 
 
+@own_name
 class MaxPool3D(MaxPool):
-    """Max-pooling of volumes `(N, D, H, W, C)`; see `MaxPool`."""
+    """Max-pooling of volumes `(N, D, H, W, C) → (N, OD, OH, OW, C)`; the first maximum gets the gradient."""
 
     spatial = 3
 
@@ -80,7 +84,11 @@ class AvgPool(MaxPool):
     """The mean of each window: `(N, *spatial, C) → (N, *out, C)`.
 
     Args:
-        window, stride, padding, dilation, ceil_mode: as in `MaxPool`.
+        window: its size, an integer or one for each spatial axis.
+        stride: likewise; default: the window, so that windows do not overlap.
+        padding: `"valid"`, `"same"`, an integer, one for each axis, or (before, after) pairs; at most half the window.
+        dilation: distance between the taps of a window.
+        ceil_mode: keep a last window that hangs over the end.
         count_include_pad: whether zeros of the padding count in the mean.
     """
 
@@ -95,20 +103,23 @@ class AvgPool(MaxPool):
         return y, {}, unweighted(op_backward)
 
 
+@own_name
 class AvgPool1D(AvgPool):
-    """Average-pooling of sequences `(N, length, C)`; see `AvgPool`."""
+    """Average-pooling of sequences `(N, length, C) → (N, out, C)`."""
 
     spatial = 1
 
 
+@own_name
 class AvgPool2D(AvgPool):
-    """Average-pooling of images `(N, H, W, C)`; see `AvgPool`."""
+    """Average-pooling of images `(N, H, W, C) → (N, OH, OW, C)`."""
 
     spatial = 2
 
 
+@own_name
 class AvgPool3D(AvgPool):
-    """Average-pooling of volumes `(N, D, H, W, C)`; see `AvgPool`."""
+    """Average-pooling of volumes `(N, D, H, W, C) → (N, OD, OH, OW, C)`."""
 
     spatial = 3
 

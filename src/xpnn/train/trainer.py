@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ class Trainer:
         self.position: dict[str, Any] | None = None
         self._fit: Fit | None = None
         self._state: State | None = None
+
+    def __repr__(self) -> str:
+        size = "no weights yet"
+        if self.in_shape is not None:
+            size = f"{sum(map(prod, self.executor.shapes.values())):,} parameters for samples of {self.in_shape}"
+        return f"<Trainer of {type(self.model).__name__} on {self.backend.name}: {size}, step {self.step}>"
 
     # What it holds
 
