@@ -52,7 +52,7 @@ def floats(arrays):
 
 def test_registry():
     assert all(name == cls.__name__ for name, cls in REGISTRY.items())
-    assert set(L.__all__) == {*REGISTRY, "REGISTRY", "Container", "Draw", "Layer", "Run"}
+    assert set(L.__all__) == {*REGISTRY, "REGISTRY", "Container", "Draw", "Layer", "Run", "check_layer"}
     own = {cls for cls in vars(L).values() if isinstance(cls, type) and issubclass(cls, L.Layer)}
     assert own - set(REGISTRY.values()) == {L.Layer, L.Container}
 

@@ -16,6 +16,7 @@ from xpnn.layers.activation import (
     Tanh,
 )
 from xpnn.layers.base import Draw, Layer, Run
+from xpnn.layers.check import check_layer
 from xpnn.layers.containers import Container, Parallel, Residual, Sequential
 from xpnn.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose1D, ConvTranspose2D, ConvTranspose3D
 from xpnn.layers.dense import Dense, Flatten, Reshape
@@ -48,5 +49,5 @@ __all__ = [
     "Conv3D", "ConvTranspose1D", "ConvTranspose2D", "ConvTranspose3D", "Dense", "Draw", "Dropout", "Flatten",
     "GlobalAvgPool", "GlobalMaxPool", "GroupNorm", "Layer", "LayerNorm", "LeakyReLU", "LogSoftmax", "MaxPool1D",
     "MaxPool2D", "MaxPool3D", "Normalize", "Parallel", "ReLU", "Reshape", "Residual", "Run", "Sequential", "SiLU",
-    "Sigmoid", "Softmax", "Tanh",
+    "Sigmoid", "Softmax", "Tanh", "check_layer",
 ]  # fmt: skip

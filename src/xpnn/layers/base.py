@@ -10,6 +10,9 @@ object runs on two backends side by side. A new layer is a frozen dataclass with
     draws(in_shape) → [Draw, …]                       the random masks a training step must hand in
     apply(weights, stats, x, run) → y, stats, backward
     backward(dy, *, input_gradient=True) → dx, dweights
+
+`xpnn.layers.check_layer` holds one to this and its gradients to differences. Before its first step a trainer tries each
+layer that is not xpnn's own once, on two samples, and names the one that breaks it.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from xpnn.data.batches import ArrayBatches, Door, IterableBatches, StreamedBatch
 from xpnn.data.dataset import Dataset
 from xpnn.errors import ShapeError
 from xpnn.layers.base import Layer
+from xpnn.layers.check import check_strangers
 from xpnn.ops._array import Array
 from xpnn.optim import SGD, Constant, Optimizer, Schedule
 from xpnn.random import Stream
@@ -109,6 +110,7 @@ class Trainer:
         in_shape = tuple(map(index, in_shape))
         if self.in_shape is None:
             self.model.shape(in_shape)  # raises where a layer does not fit
+            check_strangers(self.model, in_shape, self.backend, self.dtype)
             weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
             self.restore(in_shape, {"weights": weights, "stats": stats, "moments": {}})
         else:
