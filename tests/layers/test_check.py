@@ -101,6 +101,12 @@ def test_other_errors_say_in_which_layer():
     assert caught.value.__notes__ == [note]
 
 
+def test_a_model_of_one_layer_is_named_too():
+    mine, _ = network(**backed(lambda dx, dw: (dx, {})))
+    with pytest.raises(ShapeError, match=r"^the model \(Mine\(\)\): backward returns gradients of \[\]"):
+        Trainer(mine, "mse", backend="numpy").build((4, 4, 1))
+
+
 def test_one_that_keeps_it_trains(backend):
     mine, model = network()
     assert check_layer(mine, (3, 3, 2)) < 1e-9

@@ -71,13 +71,14 @@ def check_strangers(model: Layer, in_shape: Shape, backend: Backend, dtype: str)
     for path, layer, shape in model.walk(in_shape) if isinstance(model, Container) else [("", model, in_shape)]:
         if layers.REGISTRY.get(type(layer).__name__) is type(layer):
             continue
+        where = named(path, layer) if path else f"the model ({layer!r})"
         try:
             with np.errstate(all="ignore"):
                 backend.jit(partial(_tried, layer, shape, backend.ops))(_given(layer, shape, 2, bring))
         except ShapeError as e:
-            raise e.within(named(path, layer)) from None
+            raise e.within(where) from None
         except Exception as e:
-            e.add_note(f"raised by {named(path, layer)}, which was tried on two samples of shape {shape}")
+            e.add_note(f"raised by {where}, which was tried on two samples of shape {shape}")
             raise
 
 
