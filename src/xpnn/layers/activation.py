@@ -8,7 +8,7 @@ from math import inf
 from typing import ClassVar
 
 from xpnn.errors import ShapeError
-from xpnn.layers.base import Applied, Arrays, Draw, Layer, Run, Shape, number
+from xpnn.layers.base import Applied, Arrays, Draw, Layer, Run, Shape, number, own_name
 from xpnn.layers.pool import unweighted
 from xpnn.ops._array import Array
 
@@ -30,6 +30,7 @@ class Activation(Layer):
         return y, {}, unweighted(op_backward)
 
 
+@own_name
 class ReLU(Activation):
     """`max(x, 0)`."""
 
@@ -73,30 +74,35 @@ class GELU(Activation):
             raise ShapeError(f"GELU: approximate={self.approximate!r}; expected 'none' or 'tanh'")
 
 
+@own_name
 class SiLU(Activation):
     """`x·sigmoid(x)`."""
 
     op = "silu"
 
 
+@own_name
 class Sigmoid(Activation):
     """`1/(1 + exp(-x))`."""
 
     op = "sigmoid"
 
 
+@own_name
 class Tanh(Activation):
     """The hyperbolic tangent."""
 
     op = "tanh"
 
 
+@own_name
 class Softmax(Activation):
     """`exp(x)/Σ exp(x)` over the last axis. Leave it out before the loss `cross_entropy`, which contains it."""
 
     op = "softmax"
 
 
+@own_name
 class LogSoftmax(Activation):
     """The logarithm of softmax over the last axis; goes with the loss `nll`."""
 

@@ -119,7 +119,7 @@ L = TypeVar("L", bound=Layer)
 def own_name(cls: type[L]) -> type[L]:
     """A base under another name: its errors call it by that, and its docstring goes on with that of the base."""
     rest = cleandoc(cls.__base__.__doc__ or "").partition("\n\n")[2]
-    cls.__doc__ = f"{cls.__doc__}\n\n{rest}"
+    cls.__doc__ = f"{cls.__doc__}\n\n{rest}".rstrip()
     return dataclass(frozen=True, repr=False)(cls)
 
 
