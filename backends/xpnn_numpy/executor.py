@@ -182,7 +182,7 @@ class PiecesExecutor(Executor):
         n = len(images)
         lanes = self._lanes_of(n, LEAST_HELPED)
         most = min(self._most(), PLAYED_WORK // max(self.sample_work, 1)) if self.recordable else self._most()
-        pieces = min(-(-_pieces(n, int(most)) // lanes) * lanes, max(n, 1)) if self.divisible else 1
+        pieces = min(-(-_pieces(n, int(most)) // lanes) * lanes, max(n, 1)) if self.model.divisible else 1
         if pieces == 1:
             with self.backend.sharing(self.crew.threads):
                 return super()._scores(state, images)

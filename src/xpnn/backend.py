@@ -371,7 +371,9 @@ def _made(name: str, device: str | None = None) -> Backend:
     except BackendError:
         raise
     except Exception as e:
-        raise BackendError(f"the backend {name!r} fails to start ({one_line(e)}): report this to its authors") from e
+        where = "" if device is None else f" on the device {device!r}"
+        remedy = "report this to its authors" if device is None else "leave the device out, or name another"
+        raise BackendError(f"the backend {name!r} fails to start{where} ({one_line(e)}): {remedy}") from e
     if missing := [f"self.{a}" for a in ("xp", "device") if not hasattr(backend, a)]:
         raise BackendError(f"the backend {name!r} lacks {' and '.join(missing)}: its __init__ must set them")
     return backend

@@ -399,10 +399,6 @@ def test_mistakes(arguments, said, unmeasured, capsys):
             ["--plot", "x.pdf"],
             "argument --plot: 'x.pdf' is not a name that ends in .png or .svg",
         ),
-        (
-            ["--json", "x.png"],
-            "argument --json: 'x.png' is not a name that ends in .json",
-        ),
     ],
 )
 def test_values_out_of_range(arguments, said, unmeasured, capsys):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -409,6 +410,13 @@ def test_what_are_no_callbacks(given, came):
     with pytest.raises(TypeError, match=message):
         trainer.fit(IMAGES, LABELS, callbacks=given)
     assert trainer.step == 0
+
+
+def test_a_callback_needs_no_base():
+    moments = []
+    named = {name: lambda *_, name=name: moments.append(name) for name in ("on_begin", "on_step", "on_epoch", "on_end")}
+    net().fit(IMAGES, LABELS, batch_size=len(IMAGES), callbacks=[SimpleNamespace(**named)])
+    assert moments == list(named)
 
 
 def test_callbacks_see_how_far_it_is():

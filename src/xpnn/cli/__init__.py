@@ -33,9 +33,8 @@ def parser(names: Sequence[str] = COMMANDS) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (below the target, or training failed), 2 (bad input), 130."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a "?" for a sign that the terminal lacks
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a "?" for a sign that the terminal lacks
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         parser().print_help(sys.stderr)

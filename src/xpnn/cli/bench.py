@@ -7,6 +7,7 @@ import datetime
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from xpnn import backend as backends
@@ -43,7 +44,7 @@ def add_to(commands: Any) -> None:
     add("--rounds", type=count, default=7, metavar="N", help=f"at least 2; {default}")
     add("--seconds", type=positive, default=0.5, metavar="X", help=f"of each side in each round; {default}")
     add("--threads", type=count, metavar="N", help="of every side; default: the cores that the process may use")
-    add("--json", type=file(".json"), metavar="FILE", help="write all that was measured")
+    add("--json", type=Path, metavar="FILE", help="write all that was measured")
     add("--plot", type=file(".png", ".svg"), metavar="FILE", help="draw it, as .png or .svg")
     parser.set_defaults(run=run)
 

@@ -54,7 +54,7 @@ layer by layer. The exit status is 0 where all are the same, else 1.""",
     add("--train", action="store_true", help="train with some seeds on both, and compare the accuracies")
     add("--seeds", default=5, type=count, metavar="K", help=f"of --train; {default}")
     add("--epochs", default=3, type=count, metavar="N", help=f"of --train; {default}")
-    add("--json", type=file(".json"), metavar="FILE", help="write all that was found")
+    add("--json", type=Path, metavar="FILE", help="write all that was found")
     add("--html", type=file(".html"), metavar="FILE", help="write it as a page that needs nothing else")
     parser.set_defaults(run=run)
 

@@ -47,10 +47,12 @@ def _folders(name: str, data_dir: str | os.PathLike[str] | None) -> list[Path]:
     given = data_dir if data_dir is not None else os.environ.get("XPNN_DATA") or None
     if given is None:
         return []
-    root, source = Path(given).expanduser(), "XPNN_DATA" if data_dir is None else "data_dir (--data-dir)"
-    if not root.is_dir():
+    root = Path(given).expanduser()
+    if data_dir is not None and not root.is_dir():
         why = "is a file" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{source}: {root} {why}; name the folder of the files, or none to download them")
+        raise FileNotFoundError(
+            f"data_dir (--data-dir): {root} {why}; name the folder of the files, or none to download them"
+        )
     return [root / name, root]
 
 

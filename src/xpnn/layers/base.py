@@ -11,8 +11,8 @@ object runs on two backends side by side. A new layer is a frozen dataclass with
     apply(weights, stats, x, run) → y, stats, backward
     backward(dy, *, input_gradient=True) → dx, dweights
 
-`xpnn.layers.check_layer` holds one to this and its gradients to differences. Before its first step a trainer tries each
-layer that is not xpnn's own once, on two samples, and names the one that breaks it.
+`xpnn.layers.check_layer` holds one to this and its gradients to differences; where a step fails, a trainer names the
+layer that breaks it, if one does.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Layer:
     """Base of all layers; `repr` is the code that makes it."""
 
     per_sample: ClassVar[bool] = False
-    """Whether a sample's result is its own in training."""
+    """Whether a sample's result is its own in training, and the layer has no statistics of its own."""
 
     @property
     def divisible(self) -> bool:

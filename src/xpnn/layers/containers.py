@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from xpnn.errors import ShapeError
 from xpnn.layers.base import Applied, Arrays, Backward, Draw, Layer, Run, Shape
 from xpnn.ops._array import Array, namespace
@@ -206,7 +208,7 @@ class Residual(Container):
             return "let the body keep the axes of its input"
         (*n, c), (*out, channels) = in_shape, body
         inside = (layer for _, layer, _ in Sequential([self.body]).walk(in_shape))
-        strided = n != out and any(getattr(layer, "stride", 1) != 1 for layer in inside)
+        strided = n != out and any(np.max(getattr(layer, "stride", 1) or 2) > 1 for layer in inside)
         steps = tuple(-(-a // b) if strided else 1 for a, b in zip(n, out, strict=True))
         if [-(-a // step) for a, step in zip(n, steps, strict=True)] != out:
             also = ", and a shortcut of the same strides and channels" if strided or c != channels else ""

@@ -35,6 +35,10 @@ class Callback:
         """After the last epoch, and also where training stops with an error, unless `on_begin` itself failed."""
 
 
+MOMENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""The methods that are called of any callback, whatever its class."""
+
+
 class JSONLines(Callback):
     """A file with one line of JSON for each epoch.
 

@@ -7,7 +7,7 @@ for nothing on the device.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -25,11 +25,11 @@ from xpnn.data.batches import ArrayBatches, Door, IterableBatches, StreamedBatch
 from xpnn.data.dataset import Dataset
 from xpnn.errors import ShapeError
 from xpnn.layers.base import Layer
-from xpnn.layers.check import check_strangers
+from xpnn.layers.check import blaming
 from xpnn.ops._array import Array
 from xpnn.optim import SGD, Constant, Optimizer, Schedule
 from xpnn.random import Stream
-from xpnn.train.callbacks import Callback
+from xpnn.train.callbacks import MOMENTS, Callback
 from xpnn.train.executor import Executor, HostState, State
 from xpnn.train.fit import Fit, Record, Source, Total
 
@@ -110,9 +110,9 @@ class Trainer:
         in_shape = tuple(map(index, in_shape))
         if self.in_shape is None:
             self.model.shape(in_shape)  # raises where a layer does not fit
-            check_strangers(self.model, in_shape, self.backend, self.dtype)
-            weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
-            self.restore(in_shape, {"weights": weights, "stats": stats, "moments": {}})
+            with self._blaming(in_shape):
+                weights, stats = self.model.init(in_shape, Stream(self.seed, "weights"))
+                self.restore(in_shape, {"weights": weights, "stats": stats, "moments": {}})
         else:
             self._out_shape(in_shape)
         return self
@@ -324,6 +324,9 @@ class Trainer:
     def _door(self) -> Door:
         return Door(self.backend, self.dtype, self.loss)
 
+    def _blaming(self, in_shape: tuple[int, ...] | None) -> AbstractContextManager[None]:
+        return blaming(self.model, in_shape or (), self.backend, self.dtype)
+
     def _source(self, images: Any, labels: Any, batch_size: int) -> Source:
         _refuse_data_set(images)
         if labels is not None:
@@ -384,8 +387,10 @@ class Trainer:
                     fit.check()
                     return None
         except BaseException:
+            in_a_step = not fit.between_steps
             fit.settle()
-            raise
+            with self._blaming(self.in_shape) if in_a_step else nullcontext():
+                raise
         return fit.record()
 
     def _draws(self, first: int, samples: int) -> Mapping[str, Array]:
@@ -418,7 +423,7 @@ def _checked(callbacks: Any) -> tuple[Callback, ...]:
     several = isinstance(callbacks, Iterable)
     given = tuple(callbacks) if several else (callbacks,)
     for came in given:
-        if not several or not isinstance(came, Callback):
+        if not several or isinstance(came, type) or not all(hasattr(came, moment) for moment in MOMENTS):
             hint = f" (call it: {came.__name__}(…))" if isinstance(came, type) else ""
             raise TypeError(f"callbacks takes a list of xpnn.Callback, e.g. [EarlyStopping(3)]; came {came!r}{hint}")
     return given
