@@ -134,6 +134,8 @@ class PiecesExecutor(Executor):
             return new, new_moments, _finite(new)
         new, new_moments = np.empty_like(weights), {name: np.empty_like(m) for name, m in moments.items()}
         if compiled is not None:
+            if len(flats[0]) != len(weights):  # compiled code would read past the end
+                raise ValueError(f"layers return gradients of {len(flats[0])} numbers for {len(weights)} weights")
             with self.backend.sharing(self.crew.threads):
                 return new, new_moments, compiled(optimizer, weights, flats[0], moments, scalars, new, new_moments)
 
