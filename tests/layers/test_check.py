@@ -149,6 +149,14 @@ def test_what_need_not_fail_in_a_step_is_found_too(methods, message):
         check_layer(network(**methods)[0], (4, 4, 4))
 
 
+def test_a_first_layer_is_named_too():
+    """Nobody asks it for `dx`."""
+    mine, _ = network(**applied(of_a_first_layer))
+    message = r"^layer 0 \(Mine\(\)\): backward\(dy, input_gradient=False\) returns a dict; expected two"
+    with pytest.raises(ShapeError, match=message):
+        Trainer(Sequential([mine, Flatten(), Dense(CLASSES)]), backend="numpy").fit(IMAGES, LABELS)
+
+
 def test_one_that_only_predicts():
     """Nobody asks for what it does not have."""
     _, model = network(**applied(lambda y, s, back: (y, s, None)))

@@ -49,7 +49,8 @@ def check_layer(layer: Layer, in_shape: Sequence[int], *, directions: int = 10) 
     y, gradients = run(given, dy)
     if not np.array_equal(x, before):
         raise AssertionError(f"{layer!r}: it writes to its input, which others read: work on a copy")
-    _predicted(layer, in_shape, standard, given)
+    run(given, dy, input_gradient=False)
+    _applied(layer, in_shape, x, given["weights"], given["stats"], Run(standard, False, {}))
     if layer.per_sample:
         masks = {path: mask[:1] for path, mask in given["draws"].items()}
         alone = run({**given, "x": {"x": x[:1]}, "draws": masks})[0]
@@ -103,7 +104,8 @@ def _try(layer: Layer, shape: Shape, backend: Backend, dtype: str) -> None:
         return backend.asarray(a, None if a.dtype == bool else dtype)
 
     def step(given: dict[str, Any]) -> dict[str, Array]:
-        _run(layer, shape, backend.ops, given)
+        for wanted in (True, False):
+            _run(layer, shape, backend.ops, given, input_gradient=wanted)
         return {}  # so that nothing is compiled
 
     with np.errstate(all="ignore"):
@@ -125,21 +127,18 @@ def _given(layer: Layer, in_shape: Shape, samples: int, bring: Callable[[Any], A
 
 
 def _run(
-    layer: Layer, in_shape: Shape, ops: Ops, given: dict[str, Any], dy: Array = None
+    layer: Layer, in_shape: Shape, ops: Ops, given: dict[str, Any], dy: Array = None, *, input_gradient: bool = True
 ) -> tuple[Array, dict[str, dict[str, Array]]]:
     """The output of a step and the gradients of `x` and weights, each held to the contract."""
     x, weights, stats = given["x"]["x"], given["weights"], given["stats"]
     y, backward = _applied(layer, in_shape, x, weights, stats, Run(ops, True, given["draws"]))
-    made = backward(y if dy is None else dy, input_gradient=True)
+    made = backward(y if dy is None else dy, input_gradient=input_gradient)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
-        raise ShapeError(f"backward returns {_brief(made)}; expected two: return dx, dweights")
-    _check("backward returns as dx", made[0], x.shape, ", as x has it", x.dtype)
+        call = "backward" if input_gradient else "backward(dy, input_gradient=False)"
+        raise ShapeError(f"{call} returns {_brief(made)}; expected two: return dx, dweights")
+    if input_gradient:
+        _check("backward returns as dx", made[0], x.shape, ", as x has it", x.dtype)
     _same("backward returns gradients of", made[1], weights)
-    made_alone: Any = backward(y if dy is None else dy, input_gradient=False)
-    if not (isinstance(made_alone, tuple) and len(made_alone) == 2 and isinstance(made_alone[1], Mapping)):
-        raise ShapeError(
-            f"backward(dy, input_gradient=False) returns {_brief(made_alone)}; expected two: return None, dweights"
-        )
     for name, a in weights.items():
         _check(f"backward returns as the gradient of {name}", made[1][name], a.shape, " as that has it", a.dtype)
     return y, {"x": {"x": made[0]}, "weights": dict(made[1])}
@@ -156,11 +155,6 @@ def _applied(
     _check(f"apply makes{when}", y, (x.shape[0], *layer.shape(in_shape)), f", as shape({in_shape}) says", x.dtype)
     _same(f"apply returns{when} the stats", new, stats)
     return y, backward
-
-
-def _predicted(layer: Layer, in_shape: Shape, ops: Ops, given: dict[str, Any]) -> None:
-    """Hold a prediction to the contract."""
-    _applied(layer, in_shape, given["x"]["x"], given["weights"], given["stats"], Run(ops, False, {}))
 
 
 def _check(what: str, came: Any, shape: Shape, why: str, dtype: Any) -> None:

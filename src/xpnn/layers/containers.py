@@ -208,7 +208,8 @@ class Residual(Container):
             return "let the body keep the axes of its input"
         (*n, c), (*out, channels) = in_shape, body
         inside = (layer for _, layer, _ in Sequential([self.body]).walk(in_shape))
-        strided = n != out and any(np.max(getattr(layer, "stride", 1) or 2) > 1 for layer in inside)
+        strides = (getattr(layer, "stride", 1) or getattr(layer, "window", 1) for layer in inside)
+        strided = n != out and any(np.max(stride) > 1 for stride in strides)
         steps = tuple(-(-a // b) if strided else 1 for a, b in zip(n, out, strict=True))
         if [-(-a // step) for a, step in zip(n, steps, strict=True)] != out:
             also = ", and a shortcut of the same strides and channels" if strided or c != channels else ""
